@@ -1,0 +1,89 @@
+# What a person types. Every target sets up what it needs; nothing has to be installed first but Python >= 3.12,
+# and, for the lab, Debian and Go.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := $(CURDIR)/.venv
+export PATH := $(VENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)/tests
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Colours and progress bars belong to terminals; a log gets plain lines.
+export PY_COLORS ?= 0
+
+ENV := $(VENV)/.locked
+LINK := .cache/collections/ansible_collections/inferops/cluster
+
+.PHONY: help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench-latency env lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: env ## From nothing to a working platform, and completions through it
+	@python -m target demo
+
+converge: env ## Run site.yml on the cluster in use (more variables: ARGS='-e key=value')
+	@python -m target playbook site.yml $(ARGS)
+
+verify: env ## Send completions through the platform, and check which pods answered
+	@python -m target playbook playbooks/verify.yml $(ARGS)
+
+teardown: env ## Remove all that site.yml made
+	@python -m target playbook playbooks/teardown.yml $(ARGS)
+
+test: env ## Everything that CI runs
+	@python -m target test
+
+lint: env ## Style, types, and Ansible's own rules at profile production
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	antsibull-changelog lint
+	ansible-lint
+
+unit: env ## Tests that need no cluster
+	pytest -q tests/unit tests/sim/tests tests/lab/tests tests/target/tests files/epp/tests -m 'not cluster and not envoy'
+
+envoy: env ## The endpoint picker behind the real Envoy
+	pytest -q files/epp/tests -m envoy
+
+integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
+	pytest -q tests/integration files/epp/tests -m cluster
+
+lifecycle: env ## The lab itself: up, killed, up again, down without a trace (takes down a running lab)
+	pytest -q tests/lab/tests -m cluster
+
+molecule: env ## The whole stack: create, converge, idempotence, verify, destroy
+	molecule test
+
+lab-up: env ## A real single-node Kubernetes on this machine, with the images loaded
+	@python -m lab up
+
+lab-down: env ## Stop it, and leave nothing behind
+	@python -m lab down
+
+bench-latency: env ## What the EPP adds to a request behind Envoy, at 1 and 32 streams
+	python -m benchmarks.epp_latency
+
+env: $(ENV) $(LINK) ## The development environment, from the locks
+
+$(ENV): requirements/bootstrap.txt requirements/dev.txt
+	@python=$$(tests/find-python) && \
+	echo "development environment: $$($$python --version) in .venv" && \
+	$$python -m venv --clear $(VENV) && \
+	pip install -q --require-hashes -r requirements/bootstrap.txt && \
+	uv pip sync -q --python $(VENV)/bin/python --require-hashes requirements/dev.txt && \
+	touch $@
+
+$(LINK):
+	@mkdir -p $(dir $@) && ln -sfn ../../../.. $@
+
+lock: env ## Resolve requirements/*.in and the images' requirements again
+	@tests/lock
+
+clean: ## Remove the environment and everything built in the checkout (asks for lab-down first)
+	@if [ -e .lab/kubeconfig ] && [ -x $(VENV)/bin/python ]; then python -m lab down; fi
+	rm -rf .venv .cache .build .lab .ansible .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All tests in order, cheapest first: what ``make test`` and CI run.
+
+It stops at the first step that fails, takes the cluster that it made away in any case, and ends with one line a step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from types import FrameType
+
+from target.cluster import ROOT, Target, TargetError
+
+WITHOUT_CLUSTER = ("lint", "unit", "envoy")
+WITH_CLUSTER = ("integration", "molecule")
+
+
+class Interrupted(Exception):
+    """A signal asked us to stop; what we started is still to be stopped."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped by signal {number}")
+
+
+class Steps:
+    """Runs named steps and remembers how long each took."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.taken: list[tuple[str, float, bool]] = []
+
+    def make(self, goal: str, env: dict[str, str] | None = None) -> bool:
+        """Run one goal of the Makefile; true if it succeeded."""
+        start = time.monotonic()
+        print(f"\n== {goal} ({start - self.began:.0f} s so far)", flush=True)
+        code = subprocess.run(["make", goal], cwd=ROOT, env={**os.environ, **(env or {})}, check=False).returncode
+        self.taken.append((goal, time.monotonic() - start, code == 0))
+        return code == 0
+
+    def report(self, goals: tuple[str, ...]) -> None:
+        """One line a step, those that were never reached included, then the count that a reader of logs looks for."""
+        print()
+        reached = {goal for goal, _, _ in self.taken}
+        for goal, seconds, good in self.taken:
+            print(f"  {goal:12} {'passed' if good else 'FAILED'} in {seconds:.0f} s")
+        for goal in goals:
+            if goal not in reached:
+                print(f"  {goal:12} not run")
+        failed = sum(not good for _, _, good in self.taken) + len(set(goals) - reached)
+        print(f"steps: {len(goals) - failed} passed, {failed} failed", flush=True)
+
+
+def run(target: Target) -> int:
+    """Every step on this machine; 0 only if every one of them passed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    ours = target.name == "lab"
+    goals = WITHOUT_CLUSTER + (("lifecycle",) if ours else ()) + WITH_CLUSTER
+    steps = Steps()
+    passed = False
+    try:
+        passed = _all(target, steps, goals)
+    except (Interrupted, KeyboardInterrupt, TargetError) as error:
+        print(f"error: {error}", flush=True)
+    finally:
+        if ours:
+            target.down()
+        steps.report(goals)
+    return 0 if passed else 1
+
+
+def _all(target: Target, steps: Steps, goals: tuple[str, ...]) -> bool:
+    for goal in goals:
+        env = None
+        if goal in WITH_CLUSTER:
+            target.up()
+            env = {**target.environment(), "INFEROPS_INVENTORY": str(target.inventory), "INFEROPS_KEEP_CLUSTER": "1"}
+        if not steps.make(goal, env):
+            return False
+    return True
