@@ -91,7 +91,7 @@ class Kind:
             _run("kind", "create", "cluster", "--name", KIND_NAME, "--config", "inventories/kind/cluster.yml",
                  "--kubeconfig", str(self.kubeconfig), "--wait", "120s")  # fmt: skip
         _run("kind", "export", "kubeconfig", "--name", KIND_NAME, "--kubeconfig", str(self.kubeconfig))
-        references = images.ensure(Progress(), only=("epp", "vllm_sim"))
+        references = images.ensure(Progress(), only=("epp", "vllm_sim"), builder="docker")
         for reference in references.values():
             _run("kind", "load", "docker-image", "--name", KIND_NAME, reference)
         facts = {"kubeconfig": str(self.kubeconfig), "images": references}

@@ -135,8 +135,8 @@ def find(kubeconfig: str | None = None) -> Platform:
     Raises:
         PlatformError: no LiteLLM Service, no Secret with its key, or no address that this machine could reach.
     """
-    config.load_kube_config(kubeconfig)
-    core = client.CoreV1Api()
+    config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
+    core: Any = client.CoreV1Api()
     services = core.list_service_for_all_namespaces(label_selector=LITELLM).items
     if not services:
         raise PlatformError(f"no Service with the label {LITELLM}: run site.yml first (`make converge`)")
