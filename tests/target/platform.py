@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,11 +42,6 @@ class Answer:
     def served_by(self) -> str:
         """``ip:port`` of the endpoint that Envoy really used, as LiteLLM (or the gateway itself) passes it on."""
         return self.headers.get(f"llm_provider-{SERVED_BY}", self.headers.get(SERVED_BY, ""))
-
-    @property
-    def started(self) -> bool:
-        """Whether any of the answer had reached the client."""
-        return self.status != 0
 
     def json(self) -> Any:
         """The decoded body of an answer that was not streamed."""
@@ -116,11 +112,9 @@ def exchange(url: str, method: str, path: str, body: bytes | None, headers: dict
         response = connection.getresponse()
         answer.status = response.status
         answer.headers = {name.lower(): value for name, value in response.getheaders()}
-        chunks = [response.read1()]
-        answer.first = time.monotonic() - began
-        while chunks[-1]:
-            chunks.append(response.read1())
-        answer.body = b"".join(chunks)
+        while chunk := response.read1():
+            answer.first = answer.first or time.monotonic() - began
+            answer.body += chunk
     except (OSError, http.client.HTTPException) as error:
         answer.error = f"{type(error).__name__}: {error}"
     finally:
@@ -135,7 +129,8 @@ def find(kubeconfig: str | None = None) -> Platform:
     Raises:
         PlatformError: no LiteLLM Service, no Secret with its key, or no address that this machine could reach.
     """
-    config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
+    # The client looks at the variable when it is imported, which may be too early.
+    config.load_kube_config(kubeconfig or os.environ.get("KUBECONFIG"))  # type: ignore[no-untyped-call]
     core: Any = client.CoreV1Api()
     services = core.list_service_for_all_namespaces(label_selector=LITELLM).items
     if not services:

@@ -83,4 +83,4 @@ def test_a_connection_that_breaks_is_an_answer_with_an_error(url):
     answer = exchange(url, "POST", "/gone", b"{}", {}, 5)
     assert answer.status == 0
     assert answer.error
-    assert not answer.started
+    assert not answer.body
