@@ -1,0 +1,196 @@
+# Copyright: (c) 2026, inferops.cluster maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring a set to its wanted state: decide without writing, refuse as a whole, then write in order.
+
+1. Everything that can be judged beforehand is: live objects are read, those in sync are done, the others go through a
+   server-side dry run. One refusal stops the set before anything is written.
+2. CRDs and namespaces are written; what depended on them is then judged in the same way, before more is written.
+3. The rest is written phase by phase.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Optional, Tuple
+
+from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource
+from ansible_collections.inferops.cluster.plugins.module_utils.drift import in_sync, same_content, same_ownership
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError
+from ansible_collections.inferops.cluster.plugins.module_utils.explain import explain, secrets_hidden
+from ansible_collections.inferops.cluster.plugins.module_utils.members import (
+    Member,
+    crd_groups,
+    defined_by,
+    read_live,
+)
+from ansible_collections.inferops.cluster.plugins.module_utils.order import CRDS, NAMESPACES, phases, rank
+from ansible_collections.inferops.cluster.plugins.module_utils.readiness import readiness
+
+ESTABLISH_TIMEOUT = 60.0  # seconds for a CRD to be served
+POLL = 0.2  # seconds
+
+
+@dataclass
+class Applier:
+    """Applies the members of one set. ``check_mode``: judge everything, write nothing."""
+
+    client: Client
+    discovery: Discovery
+    members: List[Member]
+    manager: str
+    force: bool
+    check_mode: bool
+
+    def run(self) -> None:
+        """Decide, and unless in check mode write. Members tell what happened; ClusterError when the set is refused."""
+        read_live(self.client, self.members)
+        pending = self._judge(self.members)
+        if self.check_mode:
+            for member in pending:
+                self._assume(member)
+            return
+        first = [member for member in self.members if self._rank(member) in (CRDS, NAMESPACES)]
+        self._write(first)
+        if pending:
+            self._open_kinds(pending)
+            read_live(self.client, pending)
+            for member in self._judge(pending):
+                self._assume(member)
+        self._write([member for member in self.members if member not in first])
+
+    def _judge(self, members: List[Member]) -> List[Member]:
+        """Decide the action of each member. Returns those that wait for another member; raises when any is refused."""
+        doubtful = []
+        for member in members:
+            if member.live is not None and in_sync(member.wanted, member.live, self.manager):
+                member.action, member.after = "unchanged", member.live
+            else:
+                doubtful.append(member)
+        absent_namespaces = self._absent_namespaces()
+        testable = [member for member in doubtful if member.served and member.namespace not in absent_namespaces]
+        waiting = [member for member in doubtful if member not in testable]
+        failures = []
+        for member, error in zip(testable, self.client.map(self._dry_run, testable), strict=True):
+            if error is None:
+                continue
+            if self._waits_for_sibling(member, error):
+                waiting.append(member)
+            else:
+                failures.append((member, error))
+        if failures:
+            raise self._refused(failures)
+        return waiting
+
+    def _dry_run(self, member: Member) -> Optional[ApiError]:
+        try:
+            member.after = self.client.apply(member.path, member.wanted, self.manager, self.force, dry_run=True)
+        except ApiError as error:
+            return error
+        if member.live is None:
+            member.action = "created"
+        elif not same_content(member.live, member.after):
+            member.action = "updated"
+        elif same_ownership(member.live, member.after, self.manager):
+            member.action = "unchanged"
+        else:
+            member.action = "updated"
+            member.note = f"only the ownership of its fields goes to {self.manager}"
+        return None
+
+    def _absent_namespaces(self) -> Dict[str, None]:
+        """Namespaces of this set that do not exist yet."""
+        return {
+            member.wanted["metadata"]["name"]: None
+            for member in self.members
+            if self._rank(member) == NAMESPACES and member.live is None and not member.written
+        }
+
+    def _waits_for_sibling(self, member: Member, error: ApiError) -> bool:
+        """Would this refusal go away once other members, or in check mode earlier tasks, have been applied?"""
+        if error.missing_namespace:
+            return self.check_mode
+        crd = defined_by(member, crd_groups(self.members))
+        if crd is not None and not crd.written and crd.action != "unchanged":
+            return True
+        if error.status not in (400, 403, 404, 422) or "not found" not in error.message:
+            return False
+        missing = {other.wanted["metadata"]["name"] for other in self.members if other.live is None and other != member}
+        return any(f'"{name}" not found' in error.message for name in missing)
+
+    def _assume(self, member: Member) -> None:
+        """The action of a member that could not be judged: it is not there, or what defines it is about to change."""
+        member.action = "created" if member.live is None else "updated"
+        if self.check_mode:
+            member.note = "not checked by the server: its namespace, its kind or an object it names does not exist yet"
+
+    def _open_kinds(self, pending: Iterable[Member]) -> None:
+        """Wait until the kinds that the set's own CRDs define are served, and learn them anew."""
+        crds = crd_groups(self.members)
+        needed = [crd for crd in crds.values() if any(defined_by(member, crds) is crd for member in pending)]
+        deadline = time.monotonic() + ESTABLISH_TIMEOUT
+        while True:
+            waiting = [crd for crd in needed if not self._established(crd)]
+            unserved = [] if waiting else self._unserved(pending)
+            if not waiting and not unserved:
+                return
+            if time.monotonic() > deadline:
+                names = ", ".join(member.title for member in waiting or unserved)
+                raise ClusterError(
+                    f"not served {ESTABLISH_TIMEOUT:.0f} s after their definition: {names}. See the conditions of the "
+                    "CustomResourceDefinitions"
+                )
+            time.sleep(POLL)
+
+    def _established(self, crd: Member) -> bool:
+        live = self.client.find(crd.path)
+        return live is not None and readiness(live).ready
+
+    def _unserved(self, pending: Iterable[Member]) -> List[Member]:
+        versions = {member.wanted["apiVersion"] for member in pending if not member.served}
+        self.discovery.forget(versions)
+        self.discovery.load(versions)
+        missing = []
+        for member in pending:
+            resource: Optional[Resource] = self.discovery.resource(member.wanted["apiVersion"], member.wanted["kind"])
+            member.served = resource is not None
+            if resource is None:
+                missing.append(member)
+            else:
+                member.resource = resource
+        return missing
+
+    def _write(self, members: List[Member]) -> None:
+        """Write what has drifted, one phase after the other; stop after the first phase with a failure."""
+        for phase in phases([member for member in members if member.changed], self._rank):
+            failures = [
+                (member, error)
+                for member, error in zip(phase, self.client.map(self._write_one, phase), strict=True)
+                if error is not None
+            ]
+            if failures:
+                raise self._refused(failures)
+
+    def _write_one(self, member: Member) -> Optional[ApiError]:
+        try:
+            member.after = self.client.apply(member.path, member.wanted, self.manager, self.force)
+        except ApiError as error:
+            return error
+        member.written = True
+        return None
+
+    def _refused(self, failures: List[Tuple[Member, ApiError]]) -> ClusterError:
+        for member in self.members:
+            if member.changed and not member.written:
+                member.action = ""
+        for member, error in failures:
+            member.note = secrets_hidden(error.message, member)
+            error.message = member.note
+        reasons = explain(failures, self.client.server)
+        return ClusterError(f"{len(failures)} of {len(self.members)} objects were refused:\n{reasons}")
+
+    @staticmethod
+    def _rank(member: Member) -> int:
+        return rank(member.wanted)
