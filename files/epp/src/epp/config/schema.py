@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""EndpointPickerConfig as typed data, after defaulting. See the loader for how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+API_VERSIONS = ("llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1")
+KIND = "EndpointPickerConfig"
+
+
+@dataclass(frozen=True)
+class PluginSpec:
+    """One entry of ``plugins:``; ``parameters`` is an instance of the plugin's own parameter class."""
+
+    name: str
+    type: str
+    parameters: Any
+
+
+@dataclass(frozen=True)
+class ProfilePlugin:
+    """One plugin of a profile; ``weight`` matters for scorers only."""
+
+    plugin: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """One scheduling profile, in the order of its plugins."""
+
+    name: str
+    plugins: tuple[ProfilePlugin, ...]
+
+
+@dataclass(frozen=True)
+class DataSourceSpec:
+    """One source of the data layer and the extractors that read it."""
+
+    plugin: str
+    extractors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EndpointPickerConfig:
+    """A configuration that has been checked and completed: every reference resolves, every default is filled in."""
+
+    plugins: tuple[PluginSpec, ...]
+    profiles: tuple[ProfileSpec, ...]
+    profile_handler: str
+    """Name of the plugin that chooses among profiles."""
+    saturation_detector: str
+    """Name of the plugin that says how full the pool is."""
+    sources: tuple[DataSourceSpec, ...] = ()
+    parsers: tuple[str, ...] = ()
+    """Names of the parser plugins, in order."""
+    feature_gates: dict[str, bool] = field(default_factory=dict)
+    source: str = field(default="built-in default", compare=False)
+    """Where it came from, for messages."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What was understood but has no effect, one sentence each; to be logged at start."""
+
+    def plugin(self, name: str) -> PluginSpec:
+        """The plugin of that name; KeyError if there is none."""
+        for spec in self.plugins:
+            if spec.name == name:
+                return spec
+        raise KeyError(name)

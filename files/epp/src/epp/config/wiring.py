@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the configuration says to the data layer, in the data layer's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from epp.config.errors import ConfigError
+from epp.config.schema import EndpointPickerConfig
+from epp.datalayer.exposition import MetricSpec
+from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, EngineMetrics, Mapper
+from epp.datalayer.scrape import ScrapeOptions
+from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
+from epp.plugins.metrics_data_source import MetricsDataSourceParameters
+
+METRIC_FLAGS = {
+    "total-queued-requests-metric": "waiting",
+    "total-running-requests-metric": "running",
+    "kv-cache-usage-percentage-metric": "kv_usage",
+    "lora-info-metric": "lora",
+    "cache-info-metric": "cache_info",
+}
+"""Flags that name a metric of the default engine, and which one."""
+
+OPTION_FLAGS = {
+    "refresh-metrics-interval": "interval",
+    "model-server-metrics-scheme": "scheme",
+    "model-server-metrics-path": "path",
+    "model-server-metrics-port": "port",
+    "model-server-metrics-https-insecure-skip-verify": "insecure_skip_verify",
+}
+
+
+def scrape_options(
+    cfg: EndpointPickerConfig, flags: Mapping[str, str | int | float | bool] | None = None
+) -> ScrapeOptions:
+    """How to read metrics.
+
+    ``flags`` are those that a person gave, by name without dashes in front: ``refresh-metrics-interval`` in seconds,
+    the five metric names, ``model-server-metrics-{scheme,path,port,https-insecure-skip-verify}``; others are ignored.
+    Flags win over defaults, and the configuration's own parameters over flags. Raises ConfigError.
+    """
+    flags = flags or {}
+    if not cfg.sources:
+        return ScrapeOptions(enabled=False)
+    source = cfg.sources[0]
+    given: dict[str, Any] = {OPTION_FLAGS[name]: flags[name] for name in OPTION_FLAGS if name in flags}
+    parameters: MetricsDataSourceParameters = cfg.plugin(source.plugin).parameters
+    own = {
+        "scheme": parameters.scheme,
+        "path": parameters.path,
+        "port": parameters.port,
+        "insecure_skip_verify": parameters.insecure_skip_verify,
+        "interval": parameters.interval,
+    }
+    given.update({name: value for name, value in own.items() if value is not None})
+    extractor = CoreMetricsExtractorParameters()
+    for name in source.extractors:
+        found = cfg.plugin(name).parameters
+        if isinstance(found, CoreMetricsExtractorParameters):
+            extractor = found
+    return ScrapeOptions(
+        ca_cert_path=parameters.ca_cert_path,
+        client_cert_path=parameters.client_cert_path,
+        client_key_path=parameters.client_key_path,
+        mapper=_mapper(extractor, flags, cfg.source),
+        **given,
+    )
+
+
+def _mapper(
+    extractor: CoreMetricsExtractorParameters, flags: Mapping[str, str | int | float | bool], source: str
+) -> Mapper:
+    engines = dict(ENGINES)
+    for config in extractor.engine_configs:
+        engines[config.name] = _engine(config)
+    default = extractor.default_engine
+    if default not in engines:
+        message = f"no engine is named {default!r}; known are {', '.join(sorted(engines))}"
+        raise ConfigError(source, 0, "defaultEngine", message)
+    for flag, field in METRIC_FLAGS.items():
+        if flag not in flags:
+            continue
+        text = str(flags[flag])
+        try:
+            spec = MetricSpec.parse(text) if text else None
+        except ValueError as error:
+            raise ConfigError(f"--{flag}", 0, "", str(error)) from error
+        changed: dict[str, Any] = {field: spec}
+        engines[default] = replace(engines[default], **changed)
+    labels = (extractor.engine_label_key,) if extractor.engine_label_key else ENGINE_LABELS
+    return Mapper(engines, default, labels)
+
+
+def _engine(config: EngineConfig) -> EngineMetrics:
+    def spec(text: str) -> MetricSpec | None:
+        return MetricSpec.parse(text) if text else None
+
+    return EngineMetrics(
+        config.name,
+        waiting=spec(config.queued_requests_spec),
+        running=spec(config.running_requests_spec),
+        kv_usage=spec(config.kv_usage_spec),
+        lora=spec(config.lora_spec),
+        cache_info=spec(config.cache_info_spec),
+        block_size_label=config.cache_block_size_label_name,
+        num_blocks_label=config.cache_num_blocks_label_name,
+        block_size=spec(config.cache_block_size_spec),
+        num_blocks=spec(config.cache_num_blocks_spec),
+    )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An endpoint's load as it is now, not as it was at the last reading.
+
+Metrics are up to one scrape interval old, and many decisions fall into one interval. So each estimate is the last
+reading plus the requests sent since then, which the engine could not have counted yet:
+
+* an engine that has a queue will queue what was sent since: ``waiting`` grows by it;
+* an engine without one will run it: ``running`` grows by it;
+* its KV cache will hold the uncached prompt tokens of it: ``kv_usage`` grows by their blocks.
+
+Nothing is added once a reading has seen the requests, so on quiet endpoints these are exactly the readings. For an
+endpoint that was never read (no metrics), the requests in flight stand in for both queue and batch.
+"""
+
+from __future__ import annotations
+
+from epp.model import Endpoint
+
+
+def waiting(endpoint: Endpoint) -> int:
+    """Requests in the endpoint's queue."""
+    metrics = endpoint.metrics
+    if metrics.updated_at == 0.0:
+        return endpoint.inflight
+    return metrics.waiting + endpoint.unseen if metrics.waiting > 0 else 0
+
+
+def running(endpoint: Endpoint) -> int:
+    """Requests in the endpoint's batch."""
+    metrics = endpoint.metrics
+    if metrics.updated_at == 0.0:
+        return endpoint.inflight
+    return metrics.running if metrics.waiting > 0 else metrics.running + endpoint.unseen
+
+
+def kv_usage(endpoint: Endpoint) -> float:
+    """Used part of the endpoint's KV cache, 0..1."""
+    metrics = endpoint.metrics
+    capacity = metrics.block_size * metrics.num_blocks
+    if endpoint.unseen_tokens == 0 or capacity == 0:
+        return metrics.kv_cache_usage
+    return min(1.0, metrics.kv_cache_usage + endpoint.unseen_tokens / capacity)
+
+
+def stale(endpoint: Endpoint, now: float, threshold: float) -> bool:
+    """Whether the last reading is more than ``threshold`` seconds overdue at ``now`` (monotonic seconds).
+
+    The scraper reads idle endpoints seldom on purpose; only what comes later than planned is stale.
+    """
+    metrics = endpoint.metrics
+    return metrics.updated_at == 0.0 or now - metrics.updated_at > threshold + metrics.interval

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The endpoints of a pool and what this process has sent to them.
+
+Written to by one source (a Kubernetes watch or a file) and by the scraper, read by everyone, all in one event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from epp.model import Endpoint, EndpointMetrics
+
+SEEN_AFTER = 0.02
+"""Seconds that a request may need from the decision until the engine counts it (gateway, network, tokenizer)."""
+
+MAX_UNSEEN = 4096
+"""Requests remembered per endpoint between two readings; more than this says nothing more."""
+
+
+class Source(Protocol):
+    """Something that keeps a datastore filled with endpoints."""
+
+    async def run(self) -> None:
+        """Work until cancelled; never raises for trouble that may pass."""
+
+    def problem(self) -> str:
+        """What is wrong now, for health and metrics; empty when all is well."""
+
+
+class Datastore:
+    """The endpoints that may serve now, the sum of what is known of each."""
+
+    def __init__(self, pool: str = "") -> None:
+        self.pool = pool
+        """Name of the pool, for metrics and logs."""
+        self.synced = False
+        """True once a source has delivered a complete list, even an empty one; False again if the pool is deleted."""
+        self._endpoints: tuple[Endpoint, ...] = ()
+        self._unseen: dict[Endpoint, deque[tuple[float, int]]] = {}
+        self._added: list[Callable[[Endpoint], None]] = []
+        self._removed: list[Callable[[Endpoint], None]] = []
+        self._busy: list[Callable[[Endpoint], None]] = []
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """A snapshot of the endpoints that are ready and not being deleted."""
+        return self._endpoints
+
+    def on_added(self, callback: Callable[[Endpoint], None]) -> None:
+        """Call ``callback`` for each endpoint that becomes ready."""
+        self._added.append(callback)
+
+    def on_removed(self, callback: Callable[[Endpoint], None]) -> None:
+        """Call ``callback`` for each endpoint that left; it may come back later as a new object."""
+        self._removed.append(callback)
+
+    def on_acquired(self, callback: Callable[[Endpoint], None]) -> None:
+        """Call ``callback`` whenever a request goes to an endpoint."""
+        self._busy.append(callback)
+
+    def replace(self, wanted: Iterable[Endpoint]) -> None:
+        """Make ``wanted`` the endpoints: those known already (same name, namespace, address, port) keep their state.
+
+        For the sources. The first call makes the datastore synced.
+        """
+        known = {_identity(endpoint): endpoint for endpoint in self._endpoints}
+        kept: list[Endpoint] = []
+        fresh: list[Endpoint] = []
+        for endpoint in wanted:
+            old = known.pop(_identity(endpoint), None)
+            if old is None:
+                fresh.append(endpoint)
+                kept.append(endpoint)
+            else:
+                old.labels = endpoint.labels
+                kept.append(old)
+        for endpoint in fresh:
+            self._unseen[endpoint] = deque(maxlen=MAX_UNSEEN)
+        self._endpoints = tuple(kept)
+        self.synced = True
+        for endpoint in known.values():
+            self._unseen.pop(endpoint, None)
+            for callback in self._removed:
+                callback(endpoint)
+        for endpoint in fresh:
+            for callback in self._added:
+                callback(endpoint)
+
+    def acquire(self, endpoint: Endpoint) -> None:
+        """A request goes to ``endpoint``: call it once, in the same turn of the event loop as the decision."""
+        endpoint.inflight += 1
+        for callback in self._busy:
+            callback(endpoint)
+
+    def release(self, endpoint: Endpoint) -> None:
+        """The answer has ended, in whatever way: call it once per :meth:`acquire`, also for endpoints long gone."""
+        if endpoint.inflight <= 0:
+            raise RuntimeError(f"endpoint {endpoint.name} was released more often than acquired")
+        endpoint.inflight -= 1
+
+    def sent(self, endpoint: Endpoint, tokens: int) -> None:
+        """Remember a request of ``tokens`` uncached prompt tokens until the endpoint's metrics can show it."""
+        sent = self._unseen.get(endpoint)
+        if sent is None:
+            return
+        if len(sent) == MAX_UNSEEN:
+            endpoint.unseen_tokens -= sent[0][1]
+        sent.append((time.monotonic(), tokens))
+        endpoint.unseen = len(sent)
+        endpoint.unseen_tokens += tokens
+
+    def observed(self, endpoint: Endpoint, metrics: EndpointMetrics, asked_at: float) -> None:
+        """Take over a new reading, asked for at ``asked_at`` (monotonic seconds). For the scraper."""
+        endpoint.metrics = metrics
+        sent = self._unseen.get(endpoint)
+        if not sent:
+            return
+        while sent and sent[0][0] < asked_at - SEEN_AFTER:
+            endpoint.unseen_tokens -= sent.popleft()[1]
+        endpoint.unseen = len(sent)
+
+
+def _identity(endpoint: Endpoint) -> tuple[str, str, str, int]:
+    """What makes two descriptions the same endpoint: a pod that came back with another address is another one."""
+    return (endpoint.namespace, endpoint.name, endpoint.address, endpoint.port)

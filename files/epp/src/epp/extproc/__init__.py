@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Envoy's external processing protocol: one state machine per stream, the way of a request through it, and health.
+
+No I/O happens here. A transport brings messages in and takes messages out; plugins are known to the scheduler only.
+"""
+
+from __future__ import annotations
+
+from epp.extproc.director import Director, DirectorOptions
+from epp.extproc.exchange import Exchange, StreamService
+from epp.extproc.health import Health
+from epp.extproc.machine import NeedDecision, ProtocolError, Route, StreamMachine
+
+__all__ = [
+    "Director",
+    "DirectorOptions",
+    "Exchange",
+    "Health",
+    "NeedDecision",
+    "ProtocolError",
+    "Route",
+    "StreamMachine",
+    "StreamService",
+]

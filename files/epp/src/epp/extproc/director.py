@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the bytes of a request to its endpoint, and from the end of its answer back to those who keep count.
+
+The order is fixed: parse, objective and model rewrite, candidates (the pool's endpoints that the gateway allows),
+schedule, pre-request hooks. A request that gets an endpoint gives it back exactly once, through its :class:`Ticket`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from epp.extproc import messages as m
+from epp.extproc.machine import NeedDecision, Route
+from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.requests import BodyError, ParsedBody, parse_body, parse_partial, replace_model
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler(Protocol):
+    """Chooses endpoints; see ``epp.scheduling``."""
+
+    def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
+        """Choose among the candidates; raises Rejection."""
+
+    def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
+        """The request goes out now."""
+
+    def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
+        """The answer has ended."""
+
+
+class Endpoints(Protocol):
+    """The pool; see ``epp.datalayer``."""
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Those that may serve now."""
+
+    def acquire(self, endpoint: Endpoint) -> None:
+        """A request goes there."""
+
+    def release(self, endpoint: Endpoint) -> None:
+        """Its answer has ended."""
+
+
+class RequestRecord(Protocol):
+    """The metrics of one request; see ``epp.observe``."""
+
+    def first_token(self, streaming: bool) -> None:
+        """The answer's body has begun."""
+
+    def finished(self, response_bytes: int, usage: Usage | None) -> None:
+        """The answer has ended."""
+
+    def failed(self, code: str) -> None:
+        """The request ended in an error."""
+
+
+class Recorder(Protocol):
+    """Metrics; see ``epp.observe``."""
+
+    def request(
+        self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
+    ) -> RequestRecord:
+        """A request has been parsed."""
+
+    def rejected(self, code: str) -> None:
+        """A request was refused before that."""
+
+    def processing(self, phase: str, seconds: float) -> None:
+        """Own work on one request."""
+
+    def stream_opened(self) -> None:
+        """A stream began."""
+
+    def stream_closed(self, seconds: float, code: str) -> None:
+        """A stream ended."""
+
+
+class Ticket:
+    """One request on its way: holds its endpoint until :meth:`finish` or :meth:`fail`, whichever comes first."""
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        decision: Decision,
+        route: Route,
+        record: RequestRecord,
+        give_back: Callable[[Ticket, Usage | None], None],
+    ) -> None:
+        self.request = request
+        self.decision = decision
+        self.route = route
+        self.record = record
+        self._give_back = give_back
+        self.open = True
+        """Neither has been called yet."""
+
+    def finish(self, response_bytes: int, usage: Usage | None) -> None:
+        """The answer has ended, well or cut off after its beginning."""
+        if self.open:
+            self.open = False
+            self.record.finished(response_bytes, usage)
+            self._give_back(self, usage)
+
+    def fail(self, code: str) -> None:
+        """There will be no answer worth the name; ``code`` says why."""
+        if self.open:
+            self.open = False
+            self.record.failed(code)
+            self._give_back(self, None)
+
+
+@dataclass(frozen=True)
+class DirectorOptions:
+    """What flags say about routing."""
+
+    subset_filter: bool = True
+    """Honour the gateway's subset of endpoints."""
+    emit_scores: bool = False
+    """Tell the gateway the score of each endpoint."""
+
+
+class Director:
+    """Routes requests. Synchronous; one event loop."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        pool: Endpoints,
+        recorder: Recorder,
+        options: DirectorOptions | None = None,
+        priority_of: Callable[[str], int] = lambda objective: 0,
+    ) -> None:
+        """``priority_of`` maps the name of an objective (empty for none) to its priority."""
+        self._scheduler = scheduler
+        self._pool = pool
+        self._recorder = recorder
+        self._options = options or DirectorOptions()
+        self._priority_of = priority_of
+
+    def decide(self, need: NeedDecision) -> Ticket:
+        """Route one request. Raises Rejection; then nothing is held."""
+        started = time.perf_counter()
+        try:
+            parsed = _parse(need)
+        except BodyError as error:
+            self._recorder.rejected("BadRequest")
+            raise Rejection(400, "BadRequest", str(error)) from None
+        request = self._request(need, parsed)
+        record = self._recorder.request(
+            request.model, request.target_model, request.size, request.priority, request.fairness_id
+        )
+        try:
+            route = self._route(need, request)
+            decision = self._choose(need, request)
+        except Rejection as rejection:
+            record.failed(rejection.code)
+            raise
+        except Exception:
+            record.failed("Internal")
+            raise
+        route.destination = ",".join(endpoint.hostport for endpoint in decision.endpoints)
+        if self._options.emit_scores:
+            route.scores = decision.scores
+        if log.isEnabledFor(logging.DEBUG):
+            names = (request.request_id, request.model, request.target_model, len(need.body), route.destination)
+            log.debug("request %s for %s (%s), %d bytes: to %s", *names)
+        request.prompt = b""  # as large as the body, and an answer may take minutes
+        self._recorder.processing("request", time.perf_counter() - started)
+        return Ticket(request, decision, route, record, self._give_back)
+
+    def _request(self, need: NeedDecision, parsed: ParsedBody) -> InferenceRequest:
+        headers = need.headers
+        model = parsed.model or headers.get(m.MODEL_NAME, "")
+        objective = m.first_header(headers, m.OBJECTIVE)
+        return InferenceRequest(
+            request_id=headers.get(m.REQUEST_ID) or str(uuid.UUID(int=random.getrandbits(128), version=4)),
+            headers=headers,
+            model=model,
+            target_model=m.first_header(headers, m.MODEL_REWRITE) or model,
+            prompt=parsed.prompt,
+            stream=parsed.stream,
+            size=len(need.body),
+            max_tokens=parsed.max_tokens,
+            cache_salt=parsed.cache_salt,
+            objective=objective,
+            fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
+            priority=self._priority_of(objective),
+        )
+
+    def _route(self, need: NeedDecision, request: InferenceRequest) -> Route:
+        route = Route("", model=request.model, target_model=request.target_model)
+        if m.REQUEST_ID not in need.headers:
+            route.headers = {m.REQUEST_ID: request.request_id}
+        if need.body and request.target_model != request.model:
+            replaced = replace_model(need.body, request.target_model)
+            if replaced is None:
+                raise Rejection(400, "BadRequest", "model not found in request body")
+            route.body = replaced.body
+        return route
+
+    def _choose(self, need: NeedDecision, request: InferenceRequest) -> Decision:
+        decision = self._scheduler.schedule(request, self._candidates(need.subset))
+        self._pool.acquire(decision.endpoints[0])
+        try:
+            self._scheduler.pre_request(request, decision)
+        except BaseException:
+            self._pool.release(decision.endpoints[0])
+            raise
+        return decision
+
+    def _candidates(self, subset: frozenset[str] | None) -> Sequence[Endpoint]:
+        endpoints = self._pool.endpoints()
+        if subset is None or not self._options.subset_filter:
+            return endpoints
+        return [endpoint for endpoint in endpoints if endpoint.hostport in subset or endpoint.address in subset]
+
+    def _give_back(self, ticket: Ticket, usage: Usage | None) -> None:
+        self._pool.release(ticket.decision.endpoints[0])
+        self._scheduler.response_complete(ticket.request, ticket.decision, usage)
+
+
+def _parse(need: NeedDecision) -> ParsedBody:
+    headers: Mapping[str, str] = need.headers
+    parse = parse_partial if need.truncated else parse_body
+    return parse(headers.get(":path", ""), headers.get("content-type", ""), need.body)

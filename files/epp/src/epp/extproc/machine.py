@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ext_proc protocol of one stream, without any I/O: a message goes in, messages come out.
+
+The one thing that the machine cannot do itself is to choose an endpoint. It then returns :class:`NeedDecision` in place
+of messages, and expects :meth:`StreamMachine.routed` or :meth:`StreamMachine.rejected` before anything else. When this
+happens depends on the body mode, which Envoy announces in its first message:
+
+=====================  =============================================  ==================================================
+mode of the request    the decision is asked for                      what the decision can know
+=====================  =============================================  ==================================================
+FULL_DUPLEX_STREAMED   at the end of the body, or at the trailers     the body
+BUFFERED               at the one body message                        the body
+BUFFERED_PARTIAL       at the one body message                        the beginning of the body
+STREAMED, NONE         at the headers: Envoy sends them on at once    the headers
+none (no body)         at the headers                                 the headers
+=====================  =============================================  ==================================================
+
+Without an announcement the mode is FULL_DUPLEX_STREAMED, the only one that the protocol requires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
+
+from epp.extproc import messages as m
+from epp.extproc.messages import BodyMode
+from epp.extproc.response import ResponsePhase
+from epp.model import Rejection
+from epp.requests import replace_model
+
+Messages = Iterable[ProcessingResponse]
+
+
+class ProtocolError(Exception):
+    """The peer sent what the protocol does not allow at this point; the stream cannot go on."""
+
+
+@dataclass(slots=True)
+class NeedDecision:
+    """A request that waits for an endpoint."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    """Empty when there is none, or when it is not seen before the decision."""
+    subset: frozenset[str] | None
+    """Endpoints that the gateway allows; None for all."""
+    truncated: bool = False
+    """The body may go on beyond what is here."""
+
+
+@dataclass(slots=True)
+class Route:
+    """The answer to :class:`NeedDecision`."""
+
+    destination: str
+    """``ip:port``, several with commas."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """More headers to set on the request."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    body: bytes | None = None
+    """What goes on in place of the body; None for the body as it came."""
+    model: str = ""
+    """The model that the client asked for."""
+    target_model: str = ""
+    """The model that the endpoint is asked for. Where it differs, names change in the body, and back in the answer."""
+
+
+class StreamMachine:
+    """One ext_proc stream."""
+
+    def __init__(self) -> None:
+        self.done = False
+        """No message is expected any more: the stream can be closed."""
+        self.response: ResponsePhase | None = None
+        """The answer, once it has begun."""
+        self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
+        self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
+        self._headers: dict[str, str] | None = None
+        self._subset: frozenset[str] | None = None
+        self._held: list[bytes] = []
+        self._body = b""
+        self._continue: Callable[[Route], Messages] | None = None
+        self._route: Route | None = None
+        self._renaming = False
+        self._ended = False
+        self._first = True
+
+    def feed(self, message: ProcessingRequest) -> Messages | NeedDecision:
+        """Take the next message. Raises ProtocolError."""
+        if self._first:
+            self._first = False
+            self._announced(message)
+        match message.WhichOneof("request"):
+            case "request_headers":
+                return self._request_headers(message)
+            case "request_body":
+                return self._request_body(message)
+            case "request_trailers":
+                return self._request_trailers()
+            case "response_headers":
+                return self._answer().headers(message.response_headers)
+            case "response_body":
+                return self._answer().body(message.response_body)
+            case "response_trailers":
+                return self._answer().trailers()
+        raise ProtocolError("a message without a request; is the peer an Envoy?")
+
+    def routed(self, route: Route) -> Messages:
+        """The decision that was asked for."""
+        proceed, self._continue = self._continue, None
+        assert proceed is not None, "no decision was asked for"
+        self._route = route
+        self._renaming = route.model != route.target_model
+        return proceed(route)
+
+    def rejected(self, rejection: Rejection) -> Messages:
+        """The request goes nowhere: the client is answered, and the stream ends."""
+        self._continue = None
+        self._body = b""
+        self._held.clear()
+        self.done = True
+        return (m.immediate(rejection),)
+
+    def _announced(self, message: ProcessingRequest) -> None:
+        if not message.HasField("protocol_config"):
+            return
+        try:
+            self._request_mode = m.body_mode(message.protocol_config.request_body_mode)
+            self._response_mode = m.body_mode(message.protocol_config.response_body_mode)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from None
+
+    def _need(self, proceed: Callable[[Route], Messages], body: bytes = b"", truncated: bool = False) -> NeedDecision:
+        self._continue = proceed
+        self._body = body
+        return NeedDecision(self._headers or {}, body, self._subset, truncated)
+
+    def _request_headers(self, message: ProcessingRequest) -> Messages | NeedDecision:
+        if self._headers is not None or self.response:
+            raise ProtocolError("request headers for the second time, or after the response")
+        self._headers = m.header_map(message.request_headers)
+        self._subset = m.subset_hint(message)
+        if message.request_headers.end_of_stream:
+            self._ended = True
+            return self._need(self._on_headers)
+        if self._request_mode in (BodyMode.STREAMED, BodyMode.NONE):
+            return self._need(self._on_headers)
+        if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
+            return ()
+        return (m.request_headers(),)  # Envoy sends the body after this, and holds the headers until it is answered
+
+    def _request_body(self, message: ProcessingRequest) -> Messages | NeedDecision:
+        body = message.request_body
+        if self._headers is None or self._ended:
+            raise ProtocolError(
+                "a request body behind its end"
+                if self._ended
+                else "a request body without headers; set request_header_mode to SEND"
+            )
+        self._ended = body.end_of_stream
+        if self._request_mode == BodyMode.STREAMED:
+            return self._streamed_chunk(body.body, body.end_of_stream)
+        if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
+            if body.body:
+                self._held.append(body.body)
+            return self._need_whole(self._full_duplex) if body.end_of_stream else ()
+        self._ended = True  # buffered bodies come in one message, whatever follows
+        partial = self._request_mode == BodyMode.BUFFERED_PARTIAL and not body.end_of_stream
+        return self._need(self._on_body, body.body, truncated=partial)
+
+    def _request_trailers(self) -> Messages | NeedDecision:
+        if self._headers is None:
+            raise ProtocolError("request trailers without headers; set request_header_mode to SEND")
+        if self._route is None and self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
+            self._ended = True
+            return self._need_whole(self._full_duplex_with_trailers)
+        if self._held:
+            return self.rejected(Rejection(400, "BadRequest", "model not found in request body"))
+        return (m.request_trailers(),)
+
+    def _need_whole(self, proceed: Callable[[Route], Messages]) -> NeedDecision:
+        body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self._held.clear()
+        return self._need(proceed, body)
+
+    def _on_headers(self, route: Route) -> Messages:
+        return (self._with_metadata(m.request_headers(m.routing(self._routing_headers(route))), route),)
+
+    def _on_body(self, route: Route) -> Messages:
+        self._body = b""
+        headers = self._routing_headers(route)
+        if (
+            route.body is not None
+            and self._request_mode == BodyMode.BUFFERED
+            and "content-length" in (self._headers or {})
+        ):
+            # The one mode in which Envoy lets us change the length, and insists that it fits the new body.
+            headers["content-length"] = str(len(route.body))
+        return (self._with_metadata(m.request_body(m.routing(headers, route.body)), route),)
+
+    def _full_duplex(self, route: Route) -> Iterator[ProcessingResponse]:
+        return self._in_pieces(route, end=True)
+
+    def _full_duplex_with_trailers(self, route: Route) -> Iterator[ProcessingResponse]:
+        yield from self._in_pieces(route, end=False)
+        yield m.request_trailers()
+
+    def _in_pieces(self, route: Route, end: bool) -> Iterator[ProcessingResponse]:
+        body = self._body if route.body is None else route.body
+        self._body, route.body = b"", None
+        yield from self._on_headers(route)
+        yield from m.streamed(body, end, of_request=True)
+
+    def _streamed_chunk(self, chunk: bytes, end: bool) -> Messages:
+        """Chunks pass as they are, unless the model's name changes: then they wait until it has been found."""
+        if self._route is None or not self._renaming:
+            return (m.request_body(),)
+        self._held.append(chunk)
+        so_far = b"".join(self._held)
+        replaced = replace_model(so_far, self._route.target_model)
+        if replaced is None and not end:
+            self._held = [so_far]
+            return (m.request_body(m.replacement(b"")),)
+        if replaced is None:
+            return self.rejected(Rejection(400, "BadRequest", "model not found in request body"))
+        self._held.clear()
+        self._renaming = False
+        self._route.model = replaced.model
+        return (m.request_body(m.replacement(replaced.body)),)
+
+    def _routing_headers(self, route: Route) -> dict[str, str]:
+        return {m.DESTINATION: route.destination, **route.headers}
+
+    def _with_metadata(self, response: ProcessingResponse, route: Route) -> ProcessingResponse:
+        response.dynamic_metadata.CopyFrom(m.lb_metadata(route.destination, route.scores))
+        return response
+
+    def _answer(self) -> ResponsePhase:
+        """The response phase. A stream may begin with it: then there is no request to know anything of."""
+        if self.response is None:
+            if self._continue is not None:
+                raise ProtocolError("a response before the request was routed")
+            rename = None
+            if self._route and self._route.model and self._route.model != self._route.target_model:
+                rename = (self._route.target_model, self._route.model)
+            self.response = ResponsePhase(self._response_mode, rename)
+        return self.response

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The nouns that every room of the EPP shares: endpoints, requests, decisions.
+
+Plain data and nothing else: this module imports no other part of the EPP, so that rooms which must not know each
+other (the transport and the scheduler, say) can still speak of the same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class EndpointMetrics:
+    """What a model server last said of itself, in its own units.
+
+    ``updated_at`` is a ``time.monotonic()`` reading in seconds; 0.0 means never scraped. ``kv_cache_usage`` is a
+    fraction (0..1), the rest are counts. ``block_size`` (tokens) and ``num_blocks`` are 0 while unknown.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    kv_cache_usage: float = 0.0
+    block_size: int = 0
+    num_blocks: int = 0
+    max_lora: int = 0
+    running_adapters: frozenset[str] = frozenset()
+    waiting_adapters: frozenset[str] = frozenset()
+    updated_at: float = 0.0
+    interval: float = 0.0
+    """Seconds until the reading after this one was due: what arrives later than that is late, not idle."""
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One place that answers requests: a (pod, port) pair. Compared by identity; ``hostport`` names it on the wire."""
+
+    name: str
+    """``<pod>-rank-<i>`` in Kubernetes, the given name in a file."""
+    namespace: str
+    pod: str
+    address: str
+    port: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metrics: EndpointMetrics = field(default_factory=EndpointMetrics)
+    inflight: int = 0
+    """Requests that this EPP sent there and whose answers have not ended."""
+    unseen: int = 0
+    """Requests sent there since the last reading of its metrics: the engine could not have counted them yet."""
+    unseen_tokens: int = 0
+    """Prompt tokens (estimated, without those in the prefix cache) of the unseen requests."""
+    refused: bool = False
+    """Its metrics could be read, and nobody listens there now: the process is gone, the watch has yet to say so."""
+    hostport: str = ""
+
+    def __post_init__(self) -> None:
+        """Write the wire name once: it is used on every request."""
+        self.hostport = f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(slots=True)
+class InferenceRequest:
+    """One request as the scheduler sees it. ``headers`` have lower-case names; ``prompt`` is what prefixes are hashed
+    over: the bytes of the body's prompt or messages, as the client sent them."""
+
+    request_id: str
+    headers: Mapping[str, str]
+    model: str = ""
+    """The model that the client asked for."""
+    target_model: str = ""
+    """The model that the endpoint is asked for; differs from ``model`` after a rewrite."""
+    prompt: bytes = b""
+    stream: bool = False
+    size: int = 0
+    """Bytes of the body."""
+    max_tokens: int = 0
+    """Upper bound of output tokens that the client set; 0 when it set none."""
+    cache_salt: str = ""
+    """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
+    objective: str = ""
+    fairness_id: str = "default-flow"
+    priority: int = 0
+    attributes: dict[str, object] = field(default_factory=dict)
+    """What producers found out about this request, by key; lives from the decision to the end of the response."""
+
+
+@dataclass(slots=True, frozen=True)
+class Usage:
+    """Token counts of one finished answer, as the model server reported them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Decision:
+    """Where a request goes: the first endpoint is meant, the others are fallbacks in order of preference."""
+
+    endpoints: tuple[Endpoint, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """``hostport`` to weighted score of the primary profile."""
+    profiles: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    """What each profile that ran has picked, the primary one included."""
+
+
+class Rejection(Exception):
+    """A request that will not be sent to any endpoint.
+
+    ``status`` is the HTTP status, ``code`` the reference's error class (``ResourceExhausted``, ``ServiceUnavailable``,
+    ``BadRequest`` ...), ``reason`` the value of the dropped-reason header, empty when the reference sends none.
+    """
+
+    def __init__(self, status: int, code: str, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.reason = reason
+
+    def body(self) -> str:
+        """The text that the client receives, in the reference's form."""
+        return f"inference error: {self.code} - {self.message}"

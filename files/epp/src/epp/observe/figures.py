@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every figure of the EPP: what it is counted by, and its names, legacy (GAIE v1.3) and canonical (llm-d-router)."""
+
+from __future__ import annotations
+
+from epp.observe.series import Figure, view
+
+DURATION = (
+    *(0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60),
+    *(120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600),
+)
+SHORT = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+REQUEST_BYTES = tuple(float(2**power) for power in range(6, 31))
+RESPONSE_BYTES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32778, 65536)
+INPUT_TOKENS = (1, *(2**power for power in range(3, 15)), 32778, 65536, 131072, 262144, 524288, 1048576)
+OUTPUT_TOKENS = (1, *(2**power for power in range(3, 14)))
+TOKEN_TIME = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+RATIO = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+HIT_BYTES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+_BY = ("model_name", "target_model_name", "fairness_id", "priority")
+_OLD = ("model_name", "target_model_name")
+_LEGACY, _CANONICAL = "inference_objective_", "llm_d_epp_"
+
+
+def _request(old: str, new: str, text: str, bounds: tuple[float, ...] = (), counter: bool = False) -> Figure:
+    """A figure per request; counters of the legacy family have the priority, too."""
+    legacy = (*_OLD, "priority") if counter else _OLD
+    views = (view(_LEGACY + old, text, *legacy), view(_CANONICAL + new, text, *_BY))
+    return Figure(_BY, views, bounds, counter)
+
+
+class Figures:
+    """All of them. One object per process, or per test."""
+
+    def __init__(self) -> None:
+        self.requests = _request("request_total", "request_total", "Requests by model.", counter=True)
+        self.errors = Figure(
+            (*_BY, "error_code"),
+            (
+                view(_LEGACY + "request_error_total", "Failed requests by model and error.", *_OLD, "error_code"),
+                view(_CANONICAL + "request_error_total", "Failed requests by model and error.", *_BY, "error_code"),
+            ),
+            counter=True,
+        )
+        name = "request_duration_seconds"
+        self.duration = _request(name, name, "Seconds from the request's arrival to the end of its answer.", DURATION)
+        self.request_bytes = _request("request_sizes", "request_size_bytes", "Bytes of requests.", REQUEST_BYTES)
+        self.response_bytes = _request("response_sizes", "response_size_bytes", "Bytes of answers.", RESPONSE_BYTES)
+        self.input_tokens = _request("input_tokens", "request_input_tokens", "Tokens of prompts.", INPUT_TOKENS)
+        self.output_tokens = _request("output_tokens", "request_output_tokens", "Tokens of answers.", OUTPUT_TOKENS)
+        text = "Tokens of prompts that the server had cached."
+        self.cached_tokens = _request("prompt_cached_tokens", "request_cached_tokens", text, INPUT_TOKENS)
+        self.running = Figure(
+            _BY,
+            (
+                view(_LEGACY + "running_requests", "Requests being answered.", "model_name"),
+                view(_CANONICAL + "request_running", "Requests being answered.", *_BY),
+            ),
+        )
+        old = "normalized_time_per_output_token_seconds"
+        text = "Seconds of a request divided by the tokens of its answer."
+        self.ntpot = _request(old, "request_ntpot_seconds", text, TOKEN_TIME)
+        text = "Seconds from the request's arrival to the first bytes of its answer."
+        self.ttft = Figure(
+            (*_BY, "streaming"),
+            (
+                view(_LEGACY + "request_ttft_seconds", text, *_OLD),
+                view(_CANONICAL + "request_ttft_seconds", text, *_BY, "streaming"),
+            ),
+            DURATION,
+        )
+        self._scheduler()
+        self._pool()
+        self._streams()
+
+    def _scheduler(self) -> None:
+        self.scheduling = _extension("scheduler_e2e_duration_seconds", "Seconds per scheduling decision.", SHORT)
+        labels = ("status", "target_model_name", "endpoint_name", "namespace", "port")
+        text = "Scheduling attempts by outcome."
+        self.attempts = Figure(
+            labels,
+            (
+                view(
+                    "inference_extension_scheduler_attempts_total",
+                    text,
+                    *("status", "target_model_name", "pod_name=endpoint_name", "namespace", "port"),
+                ),
+                view(_CANONICAL + "scheduler_attempts_total", text, *labels),
+            ),
+            counter=True,
+        )
+        by = ("extension_point", "plugin_type", "plugin_name")
+        self.plugins = _extension("plugin_duration_seconds", "Seconds per call of a plugin.", SHORT, by)
+        owner = ("plugin_name", "plugin_type")
+        size, text = "prefix_indexer_size", "Entries of a prefix index: pairs of block and endpoint."
+        self.prefix_size = Figure(
+            owner, (view("inference_extension_" + size, text), view(_CANONICAL + size, text, *owner))
+        )
+        text = "Part of the prompt that the chosen endpoint was believed to hold."
+        self.hit_ratio = _extension("prefix_indexer_hit_ratio", text, RATIO, owner, old_labels=())
+        text = "Bytes of the prompt that the chosen endpoint was believed to hold."
+        self.hit_bytes = _extension("prefix_indexer_hit_bytes", text, HIT_BYTES, owner, old_labels=())
+        self.processing = {
+            phase: Figure(
+                (),
+                (view(f"{_CANONICAL}{phase}_processing_duration_seconds", f"Seconds of the EPP's own work, {phase}."),),
+                SHORT,
+            )
+            for phase in ("request", "response")
+        }
+        text = "The version of this EPP."
+        info = ("commit", "build_ref")
+        views = (view("inference_extension_info", text, *info), view(_CANONICAL + "info", text, *info))
+        self.info = Figure(info, views)
+
+    def _pool(self) -> None:
+        self.pool = {
+            name: _pool(old, name, text)
+            for old, name, text in (
+                ("average_kv_cache_utilization", "average_kv_cache_utilization", "Mean use of the KV caches, 0 to 1."),
+                ("average_queue_size", "average_queue_size", "Mean of waiting requests per endpoint."),
+                ("", "average_running_requests", "Mean of running requests per endpoint."),
+                ("", "std_dev_kv_cache_utilization", "Standard deviation of the use of the KV caches."),
+                ("", "std_dev_queue_size", "Standard deviation of waiting requests."),
+                ("", "std_dev_running_requests", "Standard deviation of running requests."),
+                ("ready_pods", "ready_endpoints", "Endpoints that may serve."),
+            )
+        }
+        text = "Waiting requests of an endpoint."
+        self.queue = Figure(
+            ("name", "model_server_endpoint"),
+            (
+                view("inference_pool_per_pod_queue_size", text, "name", "model_server_pod=model_server_endpoint"),
+                view(_CANONICAL + "per_endpoint_queue_size", text, "name", "model_server_endpoint"),
+            ),
+        )
+        text = "Readings of endpoints' metrics that failed."
+        name = _CANONICAL + "datalayer_poll_errors_total"
+        self.poll_errors = Figure(("source_type",), (view(name, text, "source_type"),), counter=True)
+
+    def _streams(self) -> None:
+        name = _CANONICAL + "extproc_streams_"
+        self.streams = Figure((), (view(name + "inflight", "Open ext_proc streams."),))
+        self.stream_codes = Figure(
+            ("code",), (view(name + "total", "Ended ext_proc streams by gRPC status.", "code"),), counter=True
+        )
+        text = "Seconds per ext_proc stream."
+        self.stream_seconds = Figure((), (view(_CANONICAL + "extproc_stream_duration_seconds", text),), DURATION)
+
+    def all(self) -> list[Figure]:
+        """Every figure, for collection."""
+        own = [each for each in vars(self).values() if isinstance(each, Figure)]
+        return own + list(self.processing.values()) + list(self.pool.values())
+
+
+def _extension(
+    name: str,
+    text: str,
+    bounds: tuple[float, ...],
+    labels: tuple[str, ...] = (),
+    old_labels: tuple[str, ...] | None = None,
+) -> Figure:
+    old = labels if old_labels is None else old_labels
+    views = (view("inference_extension_" + name, text, *old), view(_CANONICAL + name, text, *labels))
+    return Figure(labels, views, bounds)
+
+
+def _pool(old: str, new: str, text: str) -> Figure:
+    legacy = (view("inference_pool_" + old, text, "name"),) if old else ()
+    return Figure(("name",), (*legacy, view(_CANONICAL + new, text, "name")))

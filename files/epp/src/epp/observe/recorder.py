@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The EPP's metrics: one method per event, legacy and canonical names behind each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import Metric
+
+from epp.model import Endpoint, Usage
+from epp.observe.figures import Figures
+
+MAX_VALUES = 256
+"""Different values of one label that comes from clients; further ones count as ``other``. Each model name costs some
+500 lines of every page, so the reference's bound of 1000 would make pages of 60 MB."""
+OTHER = "other"
+
+
+class _Bound:
+    """The figures of one combination of labels, looked up once."""
+
+    __slots__ = (
+        "cached_tokens",
+        "duration",
+        "input_tokens",
+        "labels",
+        "ntpot",
+        "output_tokens",
+        "request_bytes",
+        "requests",
+        "response_bytes",
+        "running",
+        "ttft",
+    )
+
+    def __init__(self, figures: Figures, labels: tuple[str, str, str, str]) -> None:
+        self.labels = labels
+        self.requests = figures.requests.value(*labels)
+        self.running = figures.running.value(*labels)
+        self.duration = figures.duration.histogram(*labels)
+        self.request_bytes = figures.request_bytes.histogram(*labels)
+        self.response_bytes = figures.response_bytes.histogram(*labels)
+        self.input_tokens = figures.input_tokens.histogram(*labels)
+        self.output_tokens = figures.output_tokens.histogram(*labels)
+        self.cached_tokens = figures.cached_tokens.histogram(*labels)
+        self.ntpot = figures.ntpot.histogram(*labels)
+        self.ttft = {flag: figures.ttft.histogram(*labels, str(flag).lower()) for flag in (False, True)}
+
+
+class RequestRecord:
+    """The metrics of one request from its decision to its end; every method may be called at most once."""
+
+    __slots__ = ("_bound", "_ended", "_figures", "_started")
+
+    def __init__(self, figures: Figures, bound: _Bound) -> None:
+        self._figures, self._bound = figures, bound
+        self._started = time.perf_counter()
+        self._ended = False
+
+    def first_token(self, streaming: bool) -> None:
+        """The first bytes of the answer's body have arrived."""
+        self._bound.ttft[streaming].observe(time.perf_counter() - self._started)
+
+    def finished(self, response_bytes: int, usage: Usage | None) -> None:
+        """The answer has ended well or was cut off after its beginning."""
+        bound = self._bound
+        self._end()
+        seconds = time.perf_counter() - self._started
+        bound.duration.observe(seconds)
+        bound.response_bytes.observe(response_bytes)
+        if usage is None:
+            return
+        bound.input_tokens.observe(usage.prompt_tokens)
+        bound.output_tokens.observe(usage.completion_tokens)
+        bound.cached_tokens.observe(usage.cached_tokens)
+        if usage.completion_tokens > 0:
+            bound.ntpot.observe(seconds / usage.completion_tokens)
+
+    def failed(self, code: str) -> None:
+        """The request ended in an error: a Rejection's ``code``, or ``UpstreamError``, ``ClientDisconnected`` ..."""
+        self._end()
+        self._figures.errors.value(*self._bound.labels, code).add()
+
+    def _end(self) -> None:
+        if self._ended:
+            raise RuntimeError("a request was recorded as ended twice")
+        self._ended = True
+        self._bound.running.add(-1.0)
+
+
+class Recorder:
+    """Counts and measures. Cheap enough for the hot path; used from one event loop."""
+
+    def __init__(self, pool: str = "") -> None:
+        """``pool`` is the value of the pool metrics' ``name`` label."""
+        self._pool = pool
+        self._figures = Figures()
+        self._figures.streams.value()
+        self._figures.info.value("", _version()).set(1.0)
+        self._bound: dict[tuple[str, str, str, int], _Bound] = {}
+        self._models: set[str] = set()
+        self._flows: set[str] = set()
+        self._priorities: set[str] = set()
+        self._endpoints: Callable[[], Sequence[Endpoint]] = tuple
+        self._staleness = 2.0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def request(
+        self, model: str, target_model: str, size: int, priority: int = 0, fairness_id: str = "default-flow"
+    ) -> RequestRecord:
+        """A request of ``size`` body bytes has been parsed: counts it as running until ``finished`` or ``failed``."""
+        bound = self._bound.get((model, target_model, fairness_id, priority))
+        if bound is None:
+            bound = self._bind(model, target_model, priority, fairness_id)
+        bound.requests.add()
+        bound.running.add()
+        bound.request_bytes.observe(size)
+        return RequestRecord(self._figures, bound)
+
+    def _bind(self, model: str, target_model: str, priority: int, fairness_id: str) -> _Bound:
+        labels = (
+            _bounded(model, self._models),
+            _bounded(target_model, self._models),
+            _bounded(fairness_id, self._flows),
+            _bounded(str(priority), self._priorities),
+        )
+        bound = _Bound(self._figures, labels)
+        if OTHER not in labels and len(self._bound) < MAX_VALUES:
+            self._bound[model, target_model, fairness_id, priority] = bound
+        return bound
+
+    def rejected(self, code: str) -> None:
+        """A request was refused before it had a model (bad JSON and the like)."""
+        self._figures.errors.value("", "", "", "", code).add()
+
+    def processing(self, phase: str, seconds: float) -> None:
+        """The EPP's own work on one request: ``phase`` is ``request`` or ``response``."""
+        self._figures.processing[phase].histogram().observe(seconds)
+
+    def stream_opened(self) -> None:
+        """An ext_proc stream began."""
+        self._figures.streams.value().add()
+
+    def stream_closed(self, seconds: float, code: str) -> None:
+        """An ext_proc stream ended with a gRPC status ``code`` (``OK``, ``CANCELLED`` ...)."""
+        self._figures.streams.value().add(-1.0)
+        self._figures.stream_seconds.histogram().observe(seconds)
+        self._figures.stream_codes.value(code).add()
+
+    def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
+        """One scheduling attempt; ``endpoint`` is None when it failed."""
+        self._figures.scheduling.histogram().observe(seconds)
+        model = _bounded(target_model, self._models)
+        if endpoint is None:
+            self._figures.attempts.value("failure", model, "", "", "").add()
+        else:
+            where = (endpoint.pod, endpoint.namespace, str(endpoint.port))
+            self._figures.attempts.value("success", model, *where).add()
+
+    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
+        """One call of one plugin."""
+        self._figures.plugins.histogram(extension_point, plugin_type, name).observe(seconds)
+
+    def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
+        """Bytes that the chosen endpoint was believed to hold of a prompt, and the bytes of the prompt."""
+        labels = (name, "approx-prefix-cache-producer")
+        self._figures.hit_bytes.histogram(*labels).observe(hit_bytes)
+        if total_bytes > 0:
+            self._figures.hit_ratio.histogram(*labels).observe(hit_bytes / total_bytes)
+
+    def prefix_index_size(self, name: str, entries: int) -> None:
+        """Entries in a prefix index now."""
+        self._figures.prefix_size.value(name, "approx-prefix-cache-producer").set(entries)
+
+    def scrape_failed(self, endpoint: Endpoint, reason: str) -> None:
+        """One reading of an endpoint's metrics failed."""
+        self._figures.poll_errors.value("metrics-data-source").add()
+
+    def watch_pool(self, endpoints: Callable[[], Sequence[Endpoint]], staleness: float = 2.0) -> None:
+        """Compute the pool's metrics from these endpoints whenever metrics are read; readings that are more than
+        ``staleness`` seconds overdue are left out."""
+        self._endpoints, self._staleness = endpoints, staleness
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format. May run in another thread than the rest: it only reads."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every figure under every name; prometheus-client calls this."""
+        self._measure_pool()
+        for figure in self._figures.all():
+            yield from figure.collect()
+
+    def _measure_pool(self) -> None:
+        endpoints = self._endpoints()
+        now, figures = time.monotonic(), self._figures
+        figures.queue.clear()
+        fresh = []
+        for endpoint in endpoints:
+            metrics = endpoint.metrics
+            if metrics.updated_at and now - metrics.updated_at <= self._staleness + metrics.interval:
+                fresh.append(metrics)
+                figures.queue.value(self._pool, endpoint.name).set(metrics.waiting)
+        samples = {
+            "kv_cache_utilization": [metrics.kv_cache_usage for metrics in fresh],
+            "queue_size": [float(metrics.waiting) for metrics in fresh],
+            "running_requests": [float(metrics.running) for metrics in fresh],
+        }
+        for name, values in samples.items():
+            figures.pool[f"average_{name}"].value(self._pool).set(statistics.fmean(values) if values else 0.0)
+            figures.pool[f"std_dev_{name}"].value(self._pool).set(statistics.pstdev(values) if values else 0.0)
+        figures.pool["ready_endpoints"].value(self._pool).set(len(endpoints))
+
+
+def _bounded(value: str, seen: set[str]) -> str:
+    """``value``, or ``other`` once there have been too many."""
+    if value in seen:
+        return value
+    if len(seen) >= MAX_VALUES:
+        return OTHER
+    seen.add(value)
+    return value
+
+
+def _version() -> str:
+    try:
+        return metadata.version("epp")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Counters, gauges and histograms that cost a dictionary access and an addition, under several names each.
+
+The reference exposes most figures twice, by a legacy and a canonical name with other labels. Here a figure is counted
+once, by its full labels, and each name is a view of it that is made when somebody reads the metrics. Values belong to
+one event loop, so there are no locks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+
+@dataclass(frozen=True)
+class View:
+    """One name of a figure. ``labels`` are pairs of the name to show and the name it is counted by."""
+
+    name: str
+    text: str
+    labels: tuple[tuple[str, str], ...]
+
+
+def view(name: str, text: str, *labels: str) -> View:
+    """A view whose labels are ``counted`` or ``shown=counted``."""
+    pairs = []
+    for label in labels:
+        shown, equals, counted = label.partition("=")
+        pairs.append((shown, counted if equals else shown))
+    return View(name, text, tuple(pairs))
+
+
+class Value:
+    """One number, added to or set."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, amount: float = 1.0) -> None:
+        """Add ``amount``."""
+        self.value += amount
+
+    def set(self, value: float) -> None:
+        """Become ``value``."""
+        self.value = value
+
+
+class Buckets:
+    """One histogram."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count ``value`` in its bucket; a bucket's bound belongs to it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Figure:
+    """A counter (``total``), a gauge, or a histogram (with ``bounds``) by label values, and its views."""
+
+    def __init__(
+        self, labels: Sequence[str], views: Sequence[View], bounds: Sequence[float] = (), counter: bool = False
+    ) -> None:
+        self._labels, self._views, self._bounds, self._counter = tuple(labels), tuple(views), tuple(bounds), counter
+        self._values: dict[tuple[str, ...], Value] = {}
+        self._histograms: dict[tuple[str, ...], Buckets] = {}
+
+    def value(self, *labels: str) -> Value:
+        """The number for these label values."""
+        found = self._values.get(labels)
+        if found is None:
+            found = self._values[labels] = Value()
+        return found
+
+    def histogram(self, *labels: str) -> Buckets:
+        """The histogram for these label values."""
+        found = self._histograms.get(labels)
+        if found is None:
+            found = self._histograms[labels] = Buckets(self._bounds)
+        return found
+
+    def clear(self) -> None:
+        """Forget everything, for gauges that are computed anew."""
+        self._values.clear()
+
+    def collect(self) -> Iterator[Metric]:
+        """All views, for prometheus-client."""
+        for each in self._views:
+            yield self._histogram_family(each) if self._bounds else self._number_family(each)
+
+    def _positions(self, each: View) -> list[int]:
+        return [self._labels.index(counted) for _, counted in each.labels]
+
+    def _number_family(self, each: View) -> Metric:
+        names = [shown for shown, _ in each.labels]
+        positions = self._positions(each)
+        sums: dict[tuple[str, ...], float] = {}
+        for labels, value in list(self._values.items()):
+            key = tuple(labels[position] for position in positions)
+            sums[key] = sums.get(key, 0.0) + value.value
+        kind = CounterMetricFamily if self._counter else GaugeMetricFamily
+        family = kind(each.name, each.text, labels=names)
+        for key, total in sums.items():
+            family.add_metric(key, total)
+        return family
+
+    def _histogram_family(self, each: View) -> Metric:
+        positions = self._positions(each)
+        merged: dict[tuple[str, ...], Buckets] = {}
+        for labels, histogram in list(self._histograms.items()):
+            key = tuple(labels[position] for position in positions)
+            into = merged.setdefault(key, Buckets(self._bounds))
+            into.counts = [a + b for a, b in zip(into.counts, histogram.counts, strict=True)]
+            into.total += histogram.total
+        family = HistogramMetricFamily(each.name, each.text, labels=[shown for shown, _ in each.labels])
+        for key, histogram in merged.items():
+            running, buckets = 0, []
+            for bound, count in zip((*self._bounds, float("inf")), histogram.counts, strict=True):
+                running += count
+                buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), running))
+            family.add_metric(key, buckets, histogram.total)
+        return family

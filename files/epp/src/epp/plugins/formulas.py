@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Formulas that more than one plugin uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def fewest_first(counts: Sequence[int]) -> list[float]:
+    """1 for the smallest count, 0 for the largest, linear between; 1 for all when all are equal."""
+    if not counts:
+        return []
+    most, least = max(counts), min(counts)
+    if most == least:
+        return [1.0] * len(counts)
+    span = most - least
+    return [(most - count) / span for count in counts]

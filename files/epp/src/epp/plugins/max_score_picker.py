@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""max-score-picker: takes the endpoints with the highest scores.
+
+Parameters: maxNumOfEndpoints (1): how many, the others are fallbacks.
+Formula: sort by score, highest first. Among equal scores those with the fewest of this EPP's requests in flight come
+first, and among these the order is random: requests that arrive together and look alike to every scorer are spread
+evenly, not only on average.
+Source: GAIE v1.3 and llm-d-router picker of the same type, which orders equal scores at random only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epp.model import Endpoint
+from epp.scheduling.api import Context, Picker, param
+
+
+@dataclass(frozen=True)
+class MaxScorePickerParameters:
+    """Parameters of max-score-picker."""
+
+    max_num_of_endpoints: int = param(1, minimum=1, doc="endpoints per decision")
+
+
+class MaxScorePicker(Picker):
+    """Takes the best."""
+
+    TYPE = "max-score-picker"
+    PARAMETERS = MaxScorePickerParameters
+
+    def __init__(self, name: str, parameters: MaxScorePickerParameters, context: Context) -> None:
+        super().__init__(name, parameters, context)
+        self._count = parameters.max_num_of_endpoints
+        self._rng = context.rng
+
+    def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
+        """See the module."""
+        if self._count == 1:
+            best = max(scores)
+            ties = [endpoint for endpoint, score in zip(endpoints, scores, strict=True) if score == best]
+            if len(ties) > 1:
+                least = min(endpoint.inflight for endpoint in ties)
+                ties = [endpoint for endpoint in ties if endpoint.inflight == least]
+            return [ties[0] if len(ties) == 1 else self._rng.choice(ties)]
+        rated = list(zip(endpoints, scores, strict=True))
+        self._rng.shuffle(rated)
+        rated.sort(key=lambda pair: (-pair[1], pair[0].inflight))
+        return [endpoint for endpoint, _ in rated[: self._count]]

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What bodies say: a request's model and prompt, an answer's token counts; and how to change the model's name in both.
+
+Nothing is decoded that is not needed, and nothing is encoded again: a rewrite replaces the bytes of one JSON string.
+This room knows neither Envoy nor endpoints.
+"""
+
+from __future__ import annotations
+
+from epp.requests.parse import BodyError, ParsedBody, parse_body, parse_partial
+from epp.requests.rewrite import ModelRenamer, replace_model
+from epp.requests.usage import UsageTail
+
+__all__ = [
+    "BodyError",
+    "ModelRenamer",
+    "ParsedBody",
+    "UsageTail",
+    "parse_body",
+    "parse_partial",
+    "replace_model",
+]

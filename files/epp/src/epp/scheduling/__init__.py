@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decides which endpoints get a request: the plugin protocols and the cycle that runs them.
+
+It knows no plugin by name, no wire format and no configuration file; those are handed in by whoever wires the parts.
+"""
+
+from __future__ import annotations
+
+from epp.scheduling.api import (
+    Context,
+    Filter,
+    Picker,
+    Plugin,
+    PrefixMatch,
+    Producer,
+    Profile,
+    ProfileHandler,
+    RequestHook,
+    SaturationDetector,
+    SchedulingRecorder,
+    Scorer,
+)
+from epp.scheduling.scheduler import Scheduler
+
+__all__ = [
+    "Context",
+    "Filter",
+    "Picker",
+    "Plugin",
+    "PrefixMatch",
+    "Producer",
+    "Profile",
+    "ProfileHandler",
+    "RequestHook",
+    "SaturationDetector",
+    "Scheduler",
+    "SchedulingRecorder",
+    "Scorer",
+]

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a plugin is: the kinds, and what each kind is asked for.
+
+A plugin is one small class that inherits from one or more of the kinds below, names itself with ``TYPE`` and describes
+its parameters with a frozen dataclass in ``PARAMETERS`` (camelCase in the configuration, snake_case here). Lists of
+scores run parallel to the list of endpoints that was given: this is the hot path, and a list costs less than a dict.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from epp.model import Decision, Endpoint, InferenceRequest, Usage
+
+PREFIX_MATCH = "prefix-match"
+"""Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
+
+BYTES_PER_TOKEN = 4
+"""Estimated bytes of prompt per token, as the reference estimates while it has no tokenizer."""
+
+
+def param(
+    default: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] = (),
+    plugin: type[Any] | None = None,
+    duration: bool = False,
+    doc: str = "",
+) -> Any:
+    """Declare one parameter: its default and the values that make sense.
+
+    ``above`` is an exclusive lower bound; ``plugin`` is the kind of plugin whose name is wanted; ``duration`` marks
+    seconds that are written as Go durations (``"200ms"``). A callable default makes a new value each time.
+    """
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "choices": tuple(choices)}
+    metadata = {**bounds, "plugin": plugin, "duration": duration, "doc": doc}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class NoParameters:
+    """For plugins that take none."""
+
+
+@dataclass(slots=True)
+class PrefixMatch:
+    """How much of one request's prompt each endpoint is believed to hold in its prefix cache."""
+
+    hashes: Sequence[int]
+    """Chained hash of each block of the prompt, first block first."""
+    block_tokens: int
+    """Tokens per block."""
+    blocks: Mapping[Endpoint, int] = field(default_factory=dict)
+    """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
+
+
+class Endpoints(Protocol):
+    """What the scheduler and its plugins see of the data layer."""
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """All endpoints that may serve now."""
+
+    def sent(self, endpoint: Endpoint, tokens: int) -> None:
+        """Count a request of ``tokens`` uncached prompt tokens that the endpoint's metrics do not show yet."""
+
+    def on_removed(self, callback: Any) -> None:
+        """Call ``callback(endpoint)`` for each endpoint that will never serve again."""
+
+
+class SchedulingRecorder(Protocol):
+    """What the scheduler reports while it works. Durations are seconds."""
+
+    def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
+        """One scheduling attempt; ``endpoint`` is None when it failed."""
+
+    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
+        """One call of one plugin."""
+
+    def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
+        """Bytes of a prompt that the chosen endpoint was believed to hold, and the bytes of the prompt."""
+
+    def prefix_index_size(self, name: str, entries: int) -> None:
+        """Entries (block, endpoint) in a prefix index now."""
+
+
+class Context(Protocol):
+    """What a plugin may use of the process it lives in; given to its constructor."""
+
+    @property
+    def datastore(self) -> Endpoints:
+        """The data layer's endpoints."""
+
+    @property
+    def recorder(self) -> SchedulingRecorder:
+        """Where to report figures."""
+
+    @property
+    def rng(self) -> random.Random:
+        """The only source of chance, so that a seed makes a run repeatable."""
+
+    def plugin(self, name: str) -> Plugin:
+        """The configured plugin of that name, built first if need be; KeyError if there is none."""
+
+    def of_type(self, plugin_type: str) -> Plugin:
+        """The first configured plugin of that type; one with default parameters if none is configured."""
+
+    def adopt(self, plugin: Plugin) -> None:
+        """Let a plugin that another one made for itself take part in the cycle."""
+
+
+class Plugin(ABC):  # noqa: B024 - its kinds are the abstract ones
+    """Anything that can stand in ``plugins:`` of an EndpointPickerConfig."""
+
+    TYPE: ClassVar[str] = ""
+    PARAMETERS: ClassVar[type[Any]] = NoParameters
+
+    def __init__(self, name: str, parameters: Any, context: Context) -> None:
+        self.name = name
+
+    @classmethod
+    def needs(cls, parameters: Any) -> tuple[str, ...]:
+        """Plugin types that it cannot work without; those that nobody configured are added with their defaults."""
+        return ()
+
+
+class Filter(Plugin):
+    """Narrows the candidates."""
+
+    @abstractmethod
+    def filter(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """The endpoints that may stay, in the order in which they should be preferred."""
+
+
+class Scorer(Plugin):
+    """Rates the candidates."""
+
+    @abstractmethod
+    def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
+        """One score per endpoint, 0 (worst) to 1 (best); what lies outside is clamped."""
+
+
+class Picker(Plugin):
+    """Chooses among rated candidates."""
+
+    @abstractmethod
+    def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
+        """The chosen endpoints, the best first; ``endpoints`` is never empty."""
+
+
+class Producer(Plugin):
+    """Finds out something about a request before it is scheduled, and leaves it in ``request.attributes``."""
+
+    @abstractmethod
+    def produce(self, request: InferenceRequest, endpoints: list[Endpoint]) -> None:
+        """Look at the request and its candidates. An error here costs the information, not the request."""
+
+
+class RequestHook(Plugin):
+    """Follows a request after the decision. Both methods do nothing unless overridden."""
+
+    def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
+        """The request is about to be sent to ``decision.endpoints[0]``."""
+
+    def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
+        """The answer has ended; ``usage`` is None when the server did not say."""
+
+
+class SaturationDetector(Plugin):
+    """Says how full a pool is."""
+
+    @abstractmethod
+    def saturation(self, endpoints: Sequence[Endpoint]) -> float:
+        """0.0 is idle, 1.0 and more is full."""
+
+
+class DataSource(Plugin):
+    """Says where the data layer reads metrics; only its parameters matter, and the data layer reads those."""
+
+
+class Extractor(Plugin):
+    """Says what the data layer takes from what it reads; only its parameters matter."""
+
+
+class Parser(Plugin):
+    """Says which requests are understood; only its presence matters, the parsing is the requests room's."""
+
+
+class Profile(Protocol):
+    """A scheduling profile as a profile handler sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+
+
+class ProfileHandler(Plugin):
+    """Chooses which profiles run, and which one's answer is the destination."""
+
+    MAX_PROFILES: ClassVar[int | None] = None
+    """How many profiles it can work with; None is any number."""
+
+    @abstractmethod
+    def pick(
+        self, request: InferenceRequest, profiles: Sequence[Profile], results: Mapping[str, list[Endpoint] | None]
+    ) -> Sequence[Profile]:
+        """The profiles to run next, given the results so far (None: that profile failed); empty ends the cycle."""
+
+    @abstractmethod
+    def primary(self, request: InferenceRequest, results: Mapping[str, list[Endpoint] | None]) -> str:
+        """The name of the profile whose pick is the destination."""

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The scheduling cycle: admission, producers, profiles, destination."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.scheduling.api import (
+    BYTES_PER_TOKEN,
+    PREFIX_MATCH,
+    Endpoints,
+    Filter,
+    Picker,
+    Plugin,
+    PrefixMatch,
+    Producer,
+    ProfileHandler,
+    RequestHook,
+    SaturationDetector,
+    SchedulingRecorder,
+    Scorer,
+)
+from epp.scheduling.profile import Failures, Outcome, ProfileRunner
+
+if TYPE_CHECKING:
+    from epp.config.schema import EndpointPickerConfig, ProfileSpec
+
+NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
+MAX_ROUNDS = 8
+"""Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
+
+
+class Scheduler:
+    """Chooses endpoints for requests. Every method is synchronous, takes microseconds, and belongs to one thread."""
+
+    def __init__(self, builder: Builder, cfg: EndpointPickerConfig) -> None:
+        """Use :meth:`from_config`."""
+        for spec in cfg.plugins:
+            builder.build(spec.name)
+        self._failures = Failures()
+        self._recorder = builder.recorder
+        self._datastore = builder.datastore
+        self._profiles = [_runner(spec, builder, self._failures) for spec in cfg.profiles]
+        handler = builder.plugin(cfg.profile_handler)
+        detector = builder.plugin(cfg.saturation_detector)
+        assert isinstance(handler, ProfileHandler)
+        assert isinstance(detector, SaturationDetector)
+        self._handler, self._detector = handler, detector
+        plugins = builder.built()
+        self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
+        self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: EndpointPickerConfig,
+        registry: Mapping[str, type[Plugin]],
+        datastore: Endpoints,
+        recorder: SchedulingRecorder,
+        seed: int | None = None,
+    ) -> Scheduler:
+        """Build all plugins and profiles of a loaded configuration. ``seed`` makes its chances repeatable."""
+        return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
+
+    def admit(self, request: InferenceRequest) -> None:
+        """Raise a Rejection (429) for a sheddable request (priority < 0) while the pool is saturated.
+
+        :meth:`schedule` begins with it; it is public for callers that want to refuse before they read a body.
+        """
+        if request.priority < 0 and self._detector.saturation(self._datastore.endpoints()) >= 1.0:
+            message = "system saturated, sheddable request dropped"
+            raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
+
+    def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
+        """Choose among ``candidates``.
+
+        Raises Rejection: 429 for shed requests and for filters that leave nothing, 503 for no candidates (pass an empty
+        sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
+        """
+        self.admit(request)
+        if not candidates:
+            raise Rejection(503, "ServiceUnavailable", NO_ENDPOINTS, "rejected-no-endpoints")
+        started = time.perf_counter()
+        target = request.target_model or request.model
+        endpoint: Endpoint | None = None
+        try:
+            decision = self._decide(request, _standing(candidates))
+            endpoint = decision.endpoints[0]
+            return decision
+        finally:
+            self._recorder.scheduled(time.perf_counter() - started, target, endpoint)
+
+    def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
+        """Tell the plugins that the request goes out now; call it right after :meth:`schedule`, in the same turn."""
+        endpoint = decision.endpoints[0]
+        self._datastore.sent(endpoint, uncached_tokens(request, endpoint))
+        for hook in self._hooks:
+            started = time.perf_counter()
+            try:
+                hook.pre_request(request, decision)
+            except Exception:
+                self._failures.report(hook, "the request goes out without it")
+            self._recorder.plugin("PreRequest", hook.TYPE, hook.name, time.perf_counter() - started)
+
+    def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
+        """Tell the plugins that the answer has ended, in whatever way."""
+        for hook in self._hooks:
+            try:
+                hook.response_complete(request, decision, usage)
+            except Exception:
+                self._failures.report(hook, "it does not learn of this answer")
+
+    def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
+        for producer in self._producers:
+            started = time.perf_counter()
+            try:
+                producer.produce(request, candidates)
+            except Exception:
+                self._failures.report(producer, "the request is scheduled without it")
+            self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
+        outcomes: dict[str, Outcome | None] = {}
+        picks: dict[str, list[Endpoint] | None] = {}
+        for _ in range(MAX_ROUNDS):
+            chosen = self._handler.pick(request, self._profiles, picks)
+            if not chosen:
+                break
+            for profile in chosen:
+                outcome = self._profile(profile.name).run(request, candidates)
+                outcomes[profile.name] = outcome
+                picks[profile.name] = outcome.picked if outcome is not None else None
+        primary = self._handler.primary(request, picks)
+        best = outcomes.get(primary)
+        if best is None:
+            message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
+            raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
+        profiles = {name: tuple(picked) for name, picked in picks.items() if picked is not None}
+        return Decision(tuple(best.picked), best.scores, profiles)
+
+    def _profile(self, name: str) -> ProfileRunner:
+        return next(profile for profile in self._profiles if profile.name == name)
+
+
+def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
+    """Estimated prompt tokens that the endpoint must compute: all but those believed to be in its prefix cache."""
+    tokens = len(request.prompt) // BYTES_PER_TOKEN
+    cached = 0
+    for key, value in request.attributes.items():
+        if isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH):
+            cached = max(cached, value.blocks.get(endpoint, 0) * value.block_tokens)
+    return max(0, tokens - cached)
+
+
+def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
+    """The candidates without those whose process is known to be gone, unless that is all of them."""
+    standing = [endpoint for endpoint in candidates if not endpoint.refused]
+    return standing or list(candidates)
+
+
+def _runner(spec: ProfileSpec, builder: Builder, failures: Failures) -> ProfileRunner:
+    filters: list[Filter] = []
+    scorers: list[tuple[Scorer, float]] = []
+    pickers: list[Picker] = []
+    for entry in spec.plugins:
+        plugin = builder.plugin(entry.plugin)
+        if isinstance(plugin, Filter):
+            filters.append(plugin)
+        if isinstance(plugin, Scorer):
+            scorers.append((plugin, entry.weight))
+        if isinstance(plugin, Picker):
+            pickers.append(plugin)
+    return ProfileRunner(spec.name, filters, scorers, pickers[0], builder.recorder, failures)
+
+
+class Builder:
+    """Builds plugins, those first that others ask for; the Context of every plugin."""
+
+    def __init__(
+        self,
+        cfg: EndpointPickerConfig,
+        registry: Mapping[str, type[Plugin]],
+        datastore: Endpoints,
+        recorder: SchedulingRecorder,
+        rng: random.Random,
+    ) -> None:
+        self._specs = {spec.name: spec for spec in cfg.plugins}
+        self._registry = registry
+        self._plugins: dict[str, Plugin] = {}
+        self._building: list[str] = []
+        self.datastore, self.recorder, self.rng = datastore, recorder, rng
+
+    def built(self) -> list[Plugin]:
+        """All plugins so far; each comes after those it asked for."""
+        return list(self._plugins.values())
+
+    def build(self, name: str) -> Plugin:
+        """The plugin of that name, made now unless it is there. Raises KeyError, and ValueError for a circle."""
+        if name in self._plugins:
+            return self._plugins[name]
+        if name in self._building:
+            raise ValueError("plugins need each other in a circle: " + " -> ".join([*self._building, name]))
+        spec = self._specs[name]
+        self._building.append(name)
+        try:
+            plugin = self._registry[spec.type](name, spec.parameters, self)
+        finally:
+            self._building.pop()
+        self._plugins[name] = plugin
+        return plugin
+
+    def plugin(self, name: str) -> Plugin:
+        """The configured plugin of that name, built first if need be; KeyError if there is none."""
+        return self.build(name)
+
+    def of_type(self, plugin_type: str) -> Plugin:
+        """The first configured plugin of that type; one with default parameters if none is configured."""
+        for spec in self._specs.values():
+            if spec.type == plugin_type:
+                return self.build(spec.name)
+        if plugin_type not in self._plugins:
+            cls = self._registry[plugin_type]
+            self._plugins[plugin_type] = cls(plugin_type, cls.PARAMETERS(), self)
+        return self._plugins[plugin_type]
+
+    def adopt(self, plugin: Plugin) -> None:
+        """Let a plugin that another one made for itself take part in the cycle."""
+        self._plugins[f"{plugin.name}/{plugin.TYPE}"] = plugin

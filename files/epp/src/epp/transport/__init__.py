@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carries ext_proc messages and health checks over the network: HTTP/2, gRPC framing, TLS, drain. It routes nothing."""
+
+from __future__ import annotations
+
+import os
+
+# Read when grpcio is imported. Its own lines are no JSON, and say nothing that our errors do not.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from epp.transport.api import MESSAGE_SIZE, Service, Transport, TransportOptions
+from epp.transport.grpcio import GrpcioTransport
+from epp.transport.health import HealthServer
+from epp.transport.tls import CertificateError, TlsSource
+
+__all__ = [
+    "MESSAGE_SIZE",
+    "CertificateError",
+    "GrpcioTransport",
+    "HealthServer",
+    "Service",
+    "TlsSource",
+    "Transport",
+    "TransportOptions",
+]

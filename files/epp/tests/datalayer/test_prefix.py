@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The prefix index, also against a model that is slow and obvious."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epp.datalayer.prefix import PrefixIndex, block_hashes
+from epp.model import Endpoint
+
+PODS = [Endpoint(f"e{i}", "", f"p{i}", f"10.0.0.{i + 1}", 8000) for i in range(3)]
+
+
+def test_hashes_are_chained() -> None:
+    one = block_hashes("m", "", b"aaaabbbbcc", 4, 100)
+    assert len(one) == 3
+    assert block_hashes("m", "", b"aaaabbbbcc", 4, 2) == one[:2]
+    assert block_hashes("m", "", b"aaaabbbbccdd", 4, 100)[:2] == one[:2]
+    assert block_hashes("m", "", b"aaaabbbbccdd", 4, 100)[2] != one[2], "a short block is another block"
+    other = block_hashes("m", "", b"xaaabbbbcc", 4, 100)
+    assert not set(one) & set(other), "what follows a difference differs"
+    for model, salt, size in (("n", "", 4), ("m", "s", 4), ("m", "", 5)):
+        assert not set(one) & set(block_hashes(model, salt, b"aaaabbbbcc", size, 100))
+    assert block_hashes("m", "", b"", 4, 100) == []
+
+
+def test_capacity_forgets_the_oldest_and_ends_before_beginnings() -> None:
+    index, pod = PrefixIndex(), PODS[0]
+    index.add(pod, [1, 2, 3], 4)
+    index.add(pod, [1, 8], 4)
+    assert index.match([1, 2, 3], PODS) == {pod: 3}
+    index.add(pod, [9], 4)
+    assert len(index) == 4
+    assert index.match([1, 2, 3], PODS) == {pod: 2}
+    assert index.match([1, 8], PODS) == {pod: 2}
+    index.add(pod, [1, 2, 3, 4, 5, 6], 2)
+    assert index.match([1, 2, 3], PODS) == {pod: 2}
+    assert len(index) == 2
+
+
+def test_dropped_endpoints_leave_nothing_behind() -> None:
+    index = PrefixIndex()
+    for pod in PODS:
+        index.add(pod, [1, 2], 10)
+    index.drop(PODS[1])
+    index.drop(PODS[1])
+    assert index.match([1, 2], PODS) == {PODS[0]: 2, PODS[2]: 2}
+    fresh = Endpoint("new", "", "new", "10.0.0.9", 8000)
+    index.add(fresh, [1], 10)
+    assert index.match([1, 2], [fresh, PODS[1]]) == {fresh: 1}, "the place of the old one is empty when used again"
+    for pod in (*PODS, fresh):
+        index.drop(pod)
+    assert len(index) == 0
+    assert index._holders == {}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(1, 6), max_size=5, unique=True)), max_size=25),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 6), max_size=6),
+)
+def test_agrees_with_the_obvious(adds: list[tuple[int, list[int]]], capacity: int, wanted: list[int]) -> None:
+    index = PrefixIndex()
+    held: list[list[int]] = [[], [], []]
+    for pod, hashes in adds:
+        index.add(PODS[pod], hashes, capacity)
+        for number in reversed(hashes):
+            if number in held[pod]:
+                held[pod].remove(number)
+            held[pod].append(number)
+        del held[pod][: max(0, len(held[pod]) - capacity)]
+    expected = {}
+    for pod, endpoint in enumerate(PODS):
+        depth = 0
+        while depth < len(wanted) and wanted[depth] in held[pod]:
+            depth += 1
+        if depth:
+            expected[endpoint] = depth
+    assert index.match(wanted, PODS) == expected
+    assert len(index) == sum(map(len, held))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The datastore: identity of endpoints, in-flight counts, requests that metrics cannot show yet."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from epp.datalayer import Datastore, load
+from epp.datalayer.store import MAX_UNSEEN
+from epp.model import Endpoint, EndpointMetrics
+
+
+def endpoint(name: str = "a", address: str = "10.0.0.1", **labels: str) -> Endpoint:
+    return Endpoint(name, "ns", name, address, 8000, labels=labels)
+
+
+def test_endpoints_keep_their_state_across_lists() -> None:
+    store, added, removed = Datastore("pool"), [], []
+    store.on_added(added.append)
+    store.on_removed(removed.append)
+    assert not store.synced
+    store.replace([])
+    assert store.synced
+    store.replace([endpoint("a"), endpoint("b", "10.0.0.2")])
+    first, second = store.endpoints()
+    store.acquire(first)
+    store.replace([endpoint("c", "10.0.0.3"), endpoint("a", zone="z")])
+    third, again = store.endpoints()
+    assert again is first
+    assert first.labels == {"zone": "z"}
+    assert first.inflight == 1
+    assert added == [first, second, third]
+    assert removed == [second]
+    store.replace([endpoint("a", "10.0.0.99")])
+    assert store.endpoints()[0] is not first, "another address is another endpoint"
+
+
+def test_inflight_counts() -> None:
+    store, seen = Datastore(), []
+    store.on_acquired(seen.append)
+    store.replace([endpoint()])
+    (one,) = store.endpoints()
+    store.acquire(one)
+    store.acquire(one)
+    store.replace([])
+    store.release(one)
+    store.release(one)
+    assert one.inflight == 0
+    assert seen == [one, one]
+    with pytest.raises(RuntimeError, match="more often"):
+        store.release(one)
+
+
+def test_unseen_requests_count_until_a_reading_can_show_them() -> None:
+    store = Datastore()
+    store.replace([endpoint()])
+    (one,) = store.endpoints()
+    for tokens in (100, 20):
+        store.sent(one, tokens)
+    assert (one.unseen, one.unseen_tokens) == (2, 120)
+    now = time.monotonic()
+    store.observed(one, EndpointMetrics(waiting=1, updated_at=now), now)
+    assert one.metrics.waiting == 1
+    assert (one.unseen, one.unseen_tokens) == (2, 120), "they were sent a moment before: the engine may not know yet"
+    store.observed(one, EndpointMetrics(updated_at=now), now + 1)
+    assert (one.unseen, one.unseen_tokens) == (0, 0)
+
+
+def test_unseen_requests_are_bounded() -> None:
+    store = Datastore()
+    store.replace([endpoint()])
+    (one,) = store.endpoints()
+    for number in range(MAX_UNSEEN + 10):
+        store.sent(one, number)
+    assert one.unseen == MAX_UNSEEN
+    assert one.unseen_tokens == sum(range(10, MAX_UNSEEN + 10))
+    store.replace([])
+    store.sent(one, 1)
+    assert one.unseen == MAX_UNSEEN, "endpoints that are gone are left alone"
+
+
+def test_stale_is_what_comes_later_than_planned() -> None:
+    one, now = endpoint(), 1000.0
+    assert load.stale(one, now, 0.2), "never read"
+    one.metrics = EndpointMetrics(updated_at=999.9)
+    assert not load.stale(one, now, 0.2)
+    one.metrics = EndpointMetrics(updated_at=999.0)
+    assert load.stale(one, now, 0.2)
+    one.metrics = EndpointMetrics(updated_at=999.0, interval=1.0)
+    assert not load.stale(one, now, 0.2)
