@@ -53,6 +53,7 @@ integration: env ## apply_set and the EPP's discovery against a real API server 
 	pytest -q tests/integration files/epp/tests -m cluster
 
 lifecycle: env ## The lab itself: up, killed, up again, down without a trace (takes down a running lab)
+	@python -m lab down
 	pytest -q tests/lab/tests -m cluster
 
 molecule: env ## The whole stack: create, converge, idempotence, verify, destroy
