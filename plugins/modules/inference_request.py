@@ -1,0 +1,269 @@
+#!/usr/bin/python
+
+# Copyright: (c) 2026, inferops.cluster maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: inference_request
+short_description: Send completions to an OpenAI-compatible API
+version_added: 0.1.0
+author:
+  - inferops.cluster maintainers (@inferops)
+description:
+  - Sends one request or many, one after the other or at the same time, and returns what came back, how long it took,
+    and which server answered.
+  - Answers that are errors do not fail the task. Judge O(ignore:responses) in a later task.
+  - Sends nothing in check mode.
+options:
+  url:
+    description:
+      - Address of the API, ending in C(/v1).
+      - One of O(url) and O(service) is required.
+    type: str
+  service:
+    description:
+      - A Service in the cluster, reached through its API server. No address outside of the cluster is needed, but the
+        right to C(create) and C(get) C(services/proxy).
+    type: dict
+    suboptions:
+      namespace:
+        description: Namespace of the Service.
+        type: str
+        required: true
+      name:
+        description: Name of the Service.
+        type: str
+        required: true
+      port:
+        description: Port of the Service.
+        type: int
+        required: true
+  inference_key:
+    description:
+      - Key for the API.
+    type: str
+    default: ""
+  model:
+    description:
+      - Name of the model.
+    type: str
+    required: true
+  prompts:
+    description:
+      - The prompts, one request for each.
+    type: list
+    elements: str
+    required: true
+  path:
+    description:
+      - What to call.
+    type: str
+    choices: [chat/completions, completions]
+    default: chat/completions
+  stream:
+    description:
+      - Whether to ask for the answer piece by piece.
+    type: bool
+    default: false
+  parameters:
+    description:
+      - More fields of the request, for example C(max_tokens).
+    type: dict
+    default: {}
+  headers:
+    description:
+      - More headers of the request.
+    type: dict
+    default: {}
+  concurrency:
+    description:
+      - How many requests are in progress at the same time.
+    type: int
+    default: 1
+  timeout:
+    description:
+      - Seconds in which no byte comes, after which a request has failed.
+    type: int
+    default: 120
+  served_header:
+    description:
+      - Header of the answer that names the server.
+    type: str
+    default: llm_provider-x-gateway-destination-endpoint-served
+extends_documentation_fragment:
+  - kubernetes.core.k8s_auth_options
+requirements:
+  - python >= 3.10
+  - PyYAML >= 5.1
+attributes:
+  check_mode:
+    description: Sends nothing, and returns no answers.
+    support: full
+  diff_mode:
+    description: Nothing changes.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Ask ten times at once
+  inferops.cluster.inference_request:
+    url: http://llm.example.com/v1
+    inference_key: "{{ key }}"
+    model: llama-70b
+    prompts: "{{ ['Say hello.'] * 10 }}"
+    concurrency: 10
+    parameters: {max_tokens: 16}
+  register: answers
+
+- name: Ask piece by piece, without an address outside of the cluster
+  inferops.cluster.inference_request:
+    service: {namespace: llm-platform, name: litellm, port: 4000}
+    inference_key: "{{ key }}"
+    model: llama-70b
+    prompts: [Say hello.]
+    stream: true
+"""
+
+RETURN = r"""
+responses:
+  description: One entry for each prompt, in the same order.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    status:
+      description: HTTP status; 0 if no answer came.
+      type: int
+    text:
+      description: Text of the first choice.
+      type: str
+    error:
+      description: What went wrong; empty if nothing did.
+      type: str
+    headers:
+      description: Headers of the answer, their names in lower case.
+      type: dict
+    served_by:
+      description: What the header O(served_header) says; empty if it is not there.
+      type: str
+    usage:
+      description: Numbers of tokens.
+      type: dict
+    finish_reason:
+      description: Why the text ended.
+      type: str
+    chunks:
+      description: Pieces in which it came.
+      type: int
+    first_token_seconds:
+      description: Seconds to the first piece of text.
+      type: float
+    seconds:
+      description: Seconds to the end.
+      type: float
+served:
+  description: How many requests each server answered.
+  returned: success
+  type: dict
+  sample: {"10.199.0.7:8000": 6, "10.199.0.9:8000": 4}
+failed_count:
+  description: How many requests have not been answered with status 200 and without an error.
+  returned: success
+  type: int
+"""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, List
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kubernetes.core.plugins.module_utils.args_common import AUTH_ARG_SPEC
+
+from ansible_collections.inferops.cluster.plugins.module_utils import access, openai
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import ClusterError
+
+Json = Dict[str, Any]
+
+
+def argument_spec() -> Json:
+    """Options of this module and of kubernetes.core's authentication."""
+    service = {
+        "namespace": {"type": "str", "required": True},
+        "name": {"type": "str", "required": True},
+        "port": {"type": "int", "required": True},
+    }
+    return {
+        **AUTH_ARG_SPEC,
+        "url": {"type": "str"},
+        "service": {"type": "dict", "options": service},
+        "inference_key": {"type": "str", "default": "", "no_log": True},
+        "model": {"type": "str", "required": True},
+        "prompts": {"type": "list", "elements": "str", "required": True},
+        "path": {"type": "str", "choices": ["chat/completions", "completions"], "default": "chat/completions"},
+        "stream": {"type": "bool", "default": False},
+        "parameters": {"type": "dict", "default": {}},
+        "headers": {"type": "dict", "default": {}},
+        "concurrency": {"type": "int", "default": 1},
+        "timeout": {"type": "int", "default": 120},
+        "served_header": {"type": "str", "default": "llm_provider-x-gateway-destination-endpoint-served"},
+    }
+
+
+def reach(params: Json) -> openai.Endpoint:
+    """The API that the options describe. Raises ClusterError with what is wrong with them."""
+    key, timeout = params["inference_key"], float(params["timeout"])
+    if params["url"]:
+        verify = params["validate_certs"] is not False
+        return openai.direct(params["url"], key, timeout, params["ca_cert"], verify)
+    service = params["service"]
+    proxy = openai.ServiceProxy(access.resolve(params))
+    return proxy.endpoint(service["namespace"], service["name"], service["port"], key, timeout)
+
+
+def request_body(params: Json, prompt: str) -> Json:
+    """The body of the request for one prompt."""
+    asked: Json = {"prompt": prompt}
+    if params["path"] == "chat/completions":
+        asked = {"messages": [{"role": "user", "content": prompt}]}
+    return {"model": params["model"], **asked, "stream": params["stream"], **params["parameters"]}
+
+
+def send_all(params: Json) -> List[Json]:
+    """Send the request for every prompt; the answers in the order of the prompts."""
+    endpoint = reach(params)
+    headers = {str(name): str(value) for name, value in params["headers"].items()}
+
+    def send(prompt: str) -> Json:
+        answer = openai.ask(endpoint, params["path"], request_body(params, prompt), headers).as_dict()
+        answer["served_by"] = answer["headers"].get(params["served_header"].lower(), "")
+        return answer
+
+    with ThreadPoolExecutor(params["concurrency"]) as pool:
+        return list(pool.map(send, params["prompts"]))
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[["url", "service"]],
+        mutually_exclusive=[["url", "service"]],
+    )  # fmt: skip
+    if module.params["concurrency"] < 1:
+        module.fail_json(msg=f"concurrency is {module.params['concurrency']}, but must be 1 or more")
+    responses: List[Json] = []
+    if not module.check_mode:
+        try:
+            responses = send_all(module.params)
+        except ClusterError as error:
+            module.fail_json(msg=str(error))
+    served = Counter(answer["served_by"] for answer in responses if answer["served_by"])
+    failed = sum(answer["status"] != 200 or bool(answer["error"]) for answer in responses)
+    module.exit_json(changed=False, responses=responses, served=dict(served), failed_count=failed)
+
+
+if __name__ == "__main__":
+    main()

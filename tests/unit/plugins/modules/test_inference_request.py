@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Requests to a real HTTP server on loopback that speaks as much of the OpenAI API as each test needs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from ansible_collections.inferops.cluster.plugins.module_utils import openai
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import InputError
+from ansible_collections.inferops.cluster.plugins.modules import inference_request
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers by the name of the model, and remembers what it was sent."""
+
+    seen: ClassVar[list[tuple[str, dict[str, str], dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.path, dict(self.headers), body))
+        getattr(self, f"answer_{body['model']}")()
+
+    def send(self, status: int, kind: str, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("X-Served", "10.0.0.1:8000")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def answer_whole(self) -> None:
+        choice = {"message": {"content": "hello"}, "finish_reason": "stop"}
+        self.send(200, "application/json", json.dumps({"choices": [choice], "usage": {"total_tokens": 3}}))
+
+    def answer_pieces(self) -> None:
+        pieces = [{"choices": [{"delta": {"content": text}}]} for text in ("", "hel", "lo")]
+        self.send(200, "text/event-stream", "".join(f"data: {json.dumps(p)}\n\n" for p in pieces) + "data: [DONE]\n\n")
+
+    def answer_cut(self) -> None:
+        self.send(200, "text/event-stream", 'data: {"choices": [{"delta": {"content": "hel"}}]}\n\n')
+
+    def answer_busy(self) -> None:
+        self.send(503, "application/json", '{"error": {"message": "no pods"}}')
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the tests' output is theirs."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Handler.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def params(url: str, model: str, **more: Any) -> dict[str, Any]:
+    """The module's options, as Ansible fills them in."""
+    options = {name: spec.get("default") for name, spec in inference_request.argument_spec().items()}
+    return {**options, "url": url, "model": model, "prompts": ["hi"], "served_header": "X-Served", **more}
+
+
+def test_a_whole_answer(url: str) -> None:
+    (answer,) = inference_request.send_all(params(url, "whole", inference_key="sk-1", parameters={"max_tokens": 4}))
+    assert (answer["status"], answer["text"], answer["error"]) == (200, "hello", "")
+    assert (answer["served_by"], answer["finish_reason"]) == ("10.0.0.1:8000", "stop")
+    assert answer["usage"] == {"total_tokens": 3}
+    path, headers, body = Handler.seen[0]
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer sk-1")
+    assert body["messages"] == [{"role": "user", "content": "hi"}]
+    assert body["max_tokens"] == 4
+
+
+def test_an_answer_piece_by_piece(url: str) -> None:
+    (answer,) = inference_request.send_all(params(url, "pieces", stream=True))
+    assert (answer["text"], answer["chunks"], answer["error"]) == ("hello", 3, "")
+    assert 0 < answer["first_token_seconds"] <= answer["seconds"]
+
+
+def test_an_answer_that_is_cut_off_is_an_error(url: str) -> None:
+    (answer,) = inference_request.send_all(params(url, "cut", stream=True))
+    assert (answer["status"], answer["text"]) == (200, "hel")
+    assert "after the answer had begun" in answer["error"]
+
+
+def test_an_error_is_told_with_its_message(url: str) -> None:
+    (answer,) = inference_request.send_all(params(url, "busy"))
+    assert (answer["status"], answer["error"]) == (503, "no pods")
+
+
+def test_no_server_is_status_0() -> None:
+    (answer,) = inference_request.send_all(params("http://127.0.0.1:1/v1", "whole"))
+    assert answer["status"] == 0
+    assert "refused" in answer["error"]
+
+
+def test_every_prompt_has_its_answer(url: str) -> None:
+    prompts = [f"question {number}" for number in range(12)]
+    answers = inference_request.send_all(params(url, "whole", prompts=prompts, concurrency=4, path="completions"))
+    assert [answer["status"] for answer in answers] == [200] * 12
+    assert sorted(body["prompt"] for _, _, body in Handler.seen) == sorted(prompts)
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(InputError, match="no HTTP address"):
+        openai.direct("llm.example.com", "", 1.0, None, True)
