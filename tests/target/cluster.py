@@ -88,7 +88,7 @@ class Kind:
         self.kubeconfig.parent.mkdir(parents=True, exist_ok=True)
         listed = subprocess.run(["kind", "get", "clusters"], capture_output=True, text=True, check=True).stdout.split()
         if KIND_NAME not in listed:
-            _run("kind", "create", "cluster", "--name", KIND_NAME, "--config", "inventories/kind/cluster.yml",
+            _run("kind", "create", "cluster", "--name", KIND_NAME, "--config", "tests/target/kind.yml",
                  "--kubeconfig", str(self.kubeconfig), "--wait", "120s")  # fmt: skip
         _run("kind", "export", "kubeconfig", "--name", KIND_NAME, "--kubeconfig", str(self.kubeconfig))
         references = images.ensure(Progress(), only=("epp", "vllm_sim"), builder="docker")
