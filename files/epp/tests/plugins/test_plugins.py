@@ -158,23 +158,25 @@ def test_header_based_testing_filter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "saturation"),
+    ("readings", "saturation"),
     [
         ([], 1.0),
-        ([read(waiting=5)], 1.0),
-        ([read(waiting=10), read()], 1.0),
-        ([read(kv_cache_usage=0.4), read(waiting=1)], 0.35),
-        ([read(), EndpointMetrics()], 0.5),
-        ([EndpointMetrics(updated_at=time.monotonic() - 60)], 1.0),
-        ([EndpointMetrics(updated_at=time.monotonic() - 60, interval=3600)], 0.0),
+        ([{"waiting": 5}], 1.0),
+        ([{"waiting": 10}, {}], 1.0),
+        ([{"kv_cache_usage": 0.4}, {"waiting": 1}], 0.35),
+        ([{}, {"age": None}], 0.5),
+        ([{"age": 60}], 1.0),
+        ([{"age": 60, "interval": 3600}], 0.0),
     ],
 )
-def test_utilization_detector(metrics: list[EndpointMetrics], saturation: float) -> None:
-    for each in metrics:
-        if each.updated_at and time.monotonic() - each.updated_at < 30:
-            each.updated_at = time.monotonic()
+def test_utilization_detector(readings: list[dict[str, Any]], saturation: float) -> None:
+    """``age`` is how many seconds ago the endpoint was read: just now unless given, None for never."""
+
+    def metrics(age: float | None = 0, **values: Any) -> EndpointMetrics:
+        return EndpointMetrics(updated_at=0.0 if age is None else time.monotonic() - age, **values)
+
     detector: SaturationDetector = make("utilization-detector")
-    assert detector.saturation(endpoints(*metrics)) == pytest.approx(saturation)
+    assert detector.saturation(endpoints(*(metrics(**each) for each in readings))) == pytest.approx(saturation)
 
 
 def test_utilization_detector_as_a_filter() -> None:
