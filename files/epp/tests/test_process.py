@@ -17,7 +17,8 @@ SOURCE = rig.REPOSITORY / "files/epp/src"
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The EPP with flags that keep it from starting; standard error is its log."""
-    command = [sys.executable, "-m", "epp", "--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", *flags]
+    ports = ("--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0")
+    command = [sys.executable, "-m", "epp", *ports, "--zap-encoder=json", *flags]
     variables = {"PATH": "", "PYTHONPATH": str(SOURCE), "HOME": "/nonexistent", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables, check=False)
 
