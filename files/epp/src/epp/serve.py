@@ -14,6 +14,7 @@ import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from epp.datalayer import Datastore, EndpointsFile, PoolWatcher, Scraper, Select
 from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
+from epp.datalayer.objectives import Objectives
 from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
@@ -137,7 +139,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     try:
         if client is not None:
             client.on_failure = recorder.watch_failed
-        pools = _pools(settings, cfg, client, recorder)
+        objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
+        pools = _pools(settings, cfg, client, objectives, recorder)
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
         service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
@@ -146,7 +149,9 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
         )
-        work = [worker for pool in pools for worker in (pool.source, pool.scraper)]
+        work: list[Worker] = [worker for pool in pools for worker in (pool.source, pool.scraper)]
+        if objectives is not None:
+            work.append(objectives)
         watchdog.start()
         try:
             await servers.start(settings)
@@ -232,7 +237,13 @@ def _client(settings: Settings, cfg: EndpointPickerConfig) -> KubeClient | None:
     return None if _file(settings, cfg) else KubeClient.from_environment()
 
 
-def _pools(settings: Settings, cfg: EndpointPickerConfig, client: KubeClient | None, recorder: Recorder) -> list[Pool]:
+def _pools(
+    settings: Settings,
+    cfg: EndpointPickerConfig,
+    client: KubeClient | None,
+    objectives: Objectives | None,
+    recorder: Recorder,
+) -> list[Pool]:
     """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
     file = _file(settings, cfg)
     names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
@@ -246,9 +257,14 @@ def _pools(settings: Settings, cfg: EndpointPickerConfig, client: KubeClient | N
         source = _source(settings, file, client, datastore)
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
-        director = Director(scheduler, datastore, recorder, options)
+        priority_of = partial(objectives.priority, name) if objectives else _no_priority
+        director = Director(scheduler, datastore, recorder, options, priority_of)
         pools.append(Pool(name, datastore, source, Scraper(datastore, scraping, recorder.scrape_failed), director))
     return pools
+
+
+def _no_priority(objective: str) -> int:
+    return 0
 
 
 def _source(

@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
+from benchmarks import rig
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from epp.datalayer import Datastore, PoolWatcher, SelectorWatcher
 from epp.datalayer.kubeconfig import Credentials, from_file
 from epp.datalayer.kubernetes import KubeClient
+from epp.datalayer.objectives import Objectives
 
 pytestmark = pytest.mark.cluster
 
@@ -172,8 +176,9 @@ async def cluster(definitions: None) -> AsyncIterator[Cluster]:
     """A namespace of the test's own, removed afterwards."""
     async with connected(f"epp-test-{uuid.uuid4().hex[:8]}") as made:
         await made.call("POST", "/api/v1/namespaces", {"metadata": {"name": made.namespace}})
-        account = f"/api/v1/namespaces/{made.namespace}/serviceaccounts/default"
-        await until(functools.partial(made.call, "GET", account))
+        accounts = f"/api/v1/namespaces/{made.namespace}/serviceaccounts"
+        with contextlib.suppress(LookupError):  # the controller may have been quicker, or there is none
+            await made.call("POST", accounts, {"metadata": {"name": "default"}})
         try:
             yield made
         finally:
@@ -200,7 +205,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> 
 
 
 @contextlib.asynccontextmanager
-async def running(watcher: PoolWatcher | SelectorWatcher, client: KubeClient) -> AsyncIterator[None]:
+async def running(watcher: PoolWatcher | SelectorWatcher | Objectives, client: KubeClient) -> AsyncIterator[None]:
     task = asyncio.create_task(watcher.run())
     try:
         yield
@@ -349,3 +354,102 @@ async def test_missing_rights_are_said(cluster: Cluster) -> None:
         assert "403" in watcher.problem()
         assert "grant get, list and watch" in watcher.problem()
         assert not store.synced
+
+
+def process(cluster: Cluster, *flags: str) -> contextlib.AbstractContextManager[rig.Epp]:
+    """The EPP as a process, with the test's cluster."""
+    os.environ["KUBECONFIG"] = str(kubeconfig())
+    return rig.epp("--pool-name=pool", f"--pool-namespace={cluster.namespace}", "--drain-timeout=2s", *flags)
+
+
+async def health(epp: rig.Epp, service: str = "readiness") -> int:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{epp.health_port}") as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        return int((await check(HealthCheckRequest(service=service))).status)
+
+
+async def becomes(epp: rig.Epp, status: int) -> None:
+    async with asyncio.timeout(30):
+        while await health(epp) != status:
+            await asyncio.sleep(0.05)
+
+
+async def test_metrics_are_for_those_who_may_read_them(cluster: Cluster) -> None:
+    path = f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/default/token"
+    token = (await cluster.call("POST", path, {"spec": {"expirationSeconds": 600}}))["status"]["token"]
+    rbac, name = "/apis/rbac.authorization.k8s.io/v1", cluster.namespace
+    rules = [{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
+    subjects = [{"kind": "ServiceAccount", "name": "default", "namespace": cluster.namespace}]
+    await cluster.pool(NEW, 8000)
+
+    async def status(url: str, *tokens: str) -> int:
+        headers = {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
+        async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+            return response.status
+
+    with process(cluster) as epp:
+        url = f"http://127.0.0.1:{epp.metrics_port}"
+        assert await status(f"{url}/metrics") == 401
+        assert await status(f"{url}/metrics", "nobody's") == 401
+        assert await status(f"{url}/metrics", token) == 403
+        assert await status(f"{url}/healthz") == 200
+    try:
+        await cluster.call("POST", f"{rbac}/clusterroles", {"metadata": {"name": name}, "rules": rules})
+        binding = {"metadata": {"name": name}, "roleRef": reference, "subjects": subjects}
+        await cluster.call("POST", f"{rbac}/clusterrolebindings", binding)
+        with process(cluster) as epp:
+            url = f"http://127.0.0.1:{epp.metrics_port}"
+            assert await status(f"{url}/metrics", token) == 200
+            assert await status(f"{url}/debug/endpoints", token) == 403
+        with process(cluster, "--metrics-endpoint-auth=false") as epp:
+            assert "inference_pool_ready_pods" in epp.metrics()
+    finally:
+        await cluster.call("DELETE", f"{rbac}/clusterrolebindings/{name}")
+        await cluster.call("DELETE", f"{rbac}/clusterroles/{name}")
+
+
+async def test_leader_election(cluster: Cluster) -> None:
+    await cluster.pool(NEW, 8000)
+    leases = f"/apis/coordination.k8s.io/v1/namespaces/{cluster.namespace}/leases"
+    elects = ("--ha-enable-leader-election", "--metrics-endpoint-auth=false")
+    with process(cluster, *elects) as first:
+        await becomes(first, 1)
+        name = f"epp-{cluster.namespace}-pool.gateway-api-inference-extension.sigs.k8s.io"
+        assert (await cluster.call("GET", f"{leases}/{name}"))["spec"]["leaseDurationSeconds"] == 15
+        with process(cluster, *elects) as second:
+            await becomes(second, 2)
+            assert await health(second, "liveness") == 1
+            assert await health(second, "nobody") == 3
+            assert "llm_d_epp_leader 0.0" in second.metrics()
+            first.process.popen.terminate()
+            await becomes(second, 1)
+            assert first.process.stop() == 0
+            assert "llm_d_epp_leader 1.0" in second.metrics()
+            assert second.process.stop() == 0
+        assert (await cluster.call("GET", f"{leases}/{name}"))["spec"]["holderIdentity"] == ""
+
+
+async def test_objectives(cluster: Cluster) -> None:
+    group, resource = "inference.networking.x-k8s.io", "inferenceobjectives"
+    try:
+        await cluster.call("GET", f"/apis/{group}/v1alpha2/namespaces/{cluster.namespace}/{resource}")
+    except LookupError:
+        pytest.skip("the cluster has no InferenceObjective")
+    path = f"/apis/{group}/v1alpha2/namespaces/{cluster.namespace}/{resource}"
+    body = {"apiVersion": f"{group}/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": "batch"}}
+    client = KubeClient(cluster.credentials)
+    objectives = Objectives(client, cluster.namespace)
+    async with running(objectives, client):
+        await cluster.call("POST", path, {**body, "spec": {"priority": -1, "poolRef": {"name": "pool"}}})
+        await eventually(lambda: objectives.priority("pool", "batch") == -1)
+        assert objectives.priority("other", "batch") == 0
+        assert objectives.priority("pool", "unknown") == 0
+        await cluster.call("PATCH", f"{path}/batch", {"spec": {"priority": 7}}, MERGE)
+        await eventually(lambda: objectives.priority("pool", "batch") == 7)
+        await cluster.call("DELETE", f"{path}/batch")
+        await eventually(lambda: objectives.priority("pool", "batch") == 0)

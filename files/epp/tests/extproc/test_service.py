@@ -244,3 +244,33 @@ class TestHealth:
         assert health.unknown_pools() == ["b"]
         health.draining = True
         assert health.status("a") == ServingStatus.NOT_SERVING
+
+
+class TestEmptyBody:
+    def test_an_announced_body_that_is_empty_is_400(self, rooms: Any, wire: Any) -> None:
+        exchange = StreamService(rooms.director, rooms.recorder).open()
+        (refused,) = routed(exchange, wire.headers(), wire.body(b""))
+        assert refused.immediate_response.status.code == 400
+        assert b"failed to parse request body: it is empty" in refused.immediate_response.body
+
+    def test_a_request_that_needs_none_is_routed(self, rooms: Any, wire: Any) -> None:
+        exchange = StreamService(rooms.director, rooms.recorder).open()
+        routed(exchange, wire.headers({":path": "/v1/models", ":method": "GET"}), wire.body(b""))
+        assert sum(rooms.inflight) == 1
+        exchange.close("OK")
+
+
+def test_plugins_add_headers_to_answers(rooms: Any, wire: Any) -> None:
+    """Also to one whose request was never seen."""
+    message = wire.answer()
+    message.metadata_context.filter_metadata["envoy.lb"].update(
+        {"x-gateway-destination-endpoint-served": "10.9.9.9:8000"}
+    )
+    for requests in ((), (wire.headers(), wire.body(BODY))):
+        exchange = StreamService(rooms.director, rooms.recorder).open()
+        out = routed(exchange, *requests, message)
+        assert wire.set_headers(out[-1]) == {"x-went-into-resp-headers": "true", "x-served": "10.9.9.9:8000"}
+        exchange.close("OK")
+    router = PoolRouter({"a": rooms.director, "b": rooms.director}, rooms.recorder)
+    (out,) = routed(StreamService(router, rooms.recorder).open(), message)
+    assert wire.set_headers(out) == {"x-went-into-resp-headers": "true"}

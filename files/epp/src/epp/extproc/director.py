@@ -265,5 +265,7 @@ class Director:
 
 def _parse(need: NeedDecision) -> ParsedBody:
     headers: Mapping[str, str] = need.headers
+    if need.announced and not need.body and headers.get(":method", "POST") == "POST":
+        raise BodyError("failed to parse request body: it is empty")
     parse = parse_partial if need.truncated else parse_body
     return parse(headers.get(":path", ""), headers.get("content-type", ""), need.body)

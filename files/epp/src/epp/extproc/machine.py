@@ -49,6 +49,8 @@ class NeedDecision:
     """Endpoints that the gateway allows; None for all."""
     truncated: bool = False
     """The body may go on beyond what is here."""
+    announced: bool = False
+    """A body was announced. It may still have turned out empty."""
     hints: tuple[str, ...] = ()
     """What the gateway says of the pool: see :func:`epp.extproc.messages.pool_hints`."""
 
@@ -143,7 +145,8 @@ class StreamMachine:
     def _need(self, proceed: Callable[[Route], Messages], body: bytes = b"", truncated: bool = False) -> NeedDecision:
         self._continue = proceed
         self._body = body
-        return NeedDecision(self._headers or {}, body, self._subset, truncated, self._hints)
+        announced = proceed != self._on_headers
+        return NeedDecision(self._headers or {}, body, self._subset, truncated, announced, self._hints)
 
     def _request_headers(self, message: ProcessingRequest) -> Messages | NeedDecision:
         if self._headers is not None or self.response:
