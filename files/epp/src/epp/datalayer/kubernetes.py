@@ -250,9 +250,9 @@ class Reflector:
         return version
 
     def _failed(self, error: Exception) -> None:
-        self._client.on_failure(str(error))
         known = isinstance(error, KubeError)
         problem = str(error) if known else f"{self._path}: {type(error).__name__}: {error}"
+        self._client.on_failure(problem)
         if problem != self.problem:
             log.warning(
                 "kubernetes: %s; the endpoints stay as they are, trying again",
