@@ -43,6 +43,7 @@ def test_a_whole_exchange(rooms: Any, wire: Any) -> None:
     exchange.close("OK")
     usage = Usage(3, 4, 0)
     assert rooms.recorder.named("piece") == [(False,), (False,)]
+    assert [phase for phase, _ in rooms.recorder.named("processing")] == ["request", "response"]
     assert rooms.recorder.named("finished") == [(len(ANSWER), usage)]
     assert rooms.scheduler.completed == [usage]
     assert [code for _, code in rooms.recorder.named("stream_closed")] == ["OK"]

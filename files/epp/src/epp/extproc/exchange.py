@@ -68,6 +68,10 @@ class StreamService:
         hints = tuple(value for key, value in metadata if key == m.POOL and isinstance(value, str))
         return Exchange(self, self._router, self._timeout, hints)
 
+    def processed(self, seconds: float) -> None:
+        """An answer has passed, and took this much of our own time; for exchanges."""
+        self._recorder.processing("response", seconds)
+
     def closed(self, seconds: float, code: str) -> None:
         """A stream has ended; for exchanges."""
         self.streams -= 1
@@ -86,6 +90,8 @@ class Exchange:
         self._ticket: Ticket | None = None
         self._opened = time.monotonic()
         self._size = 0
+        self._spent = 0.0
+        """Seconds of our own work on the answer."""
 
     @property
     def done(self) -> bool:
@@ -94,10 +100,12 @@ class Exchange:
 
     def receive(self, message: ProcessingRequest) -> Messages | Coroutine[Any, Any, Messages]:
         """The answers to one message, later if the decision takes its time. Raises ProtocolError."""
+        started = time.perf_counter()
         out = self._machine.feed(message)
         if isinstance(out, NeedDecision):
             return self._decide(out)
         if self._machine.response is not None:
+            self._spent += time.perf_counter() - started
             self._follow_response()
         return out
 
@@ -157,6 +165,7 @@ class Exchange:
             ticket.record.piece(response.streaming)
         if not response.ended:
             return
+        self._service.processed(self._spent)
         if response.status >= 400:
             ticket.fail("ModelServerError")
         else:
