@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,8 @@ SOURCE = rig.REPOSITORY / "files/epp/src"
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The EPP with flags that keep it from starting; standard error is its log."""
-    command = [sys.executable, "-m", "epp", "--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", *flags]
+    ports = ("--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0")
+    command = [sys.executable, "-m", "epp", *ports, "--zap-encoder=json", *flags]
     variables = {"PATH": "", "PYTHONPATH": str(SOURCE), "HOME": "/nonexistent", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables, check=False)
 
@@ -84,3 +87,102 @@ def test_starts_answers_and_ends(endpoints: str) -> None:
         assert epp.process.stop() == 0
         assert "NOT_SERVING" in epp.process.tail()
         assert "Traceback" not in epp.process.tail()
+
+
+def config(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{text}")
+    return f"--config-file={file}"
+
+
+def test_endpoints_by_configuration(tmp_path: Path) -> None:
+    endpoints = rig.write_endpoints(tmp_path / "endpoints.yaml", ["127.0.0.9:8000"])
+    discovery = (
+        f"plugins: [{{type: file-discovery, parameters: {{path: {endpoints}, watchFile: true}}}}]\n"
+        "dataLayer: {discovery: {endpoints: {pluginRef: file-discovery}}}\n"
+    )
+    flag = config(tmp_path, discovery)
+    with rig.epp(flag) as epp:
+        assert [each["address"] for each in epp.endpoints()] == ["127.0.0.9:8000"]
+    done = run(flag, f"--endpoints-file={endpoints}")
+    assert done.returncode == 2
+    assert "dataLayer.discovery says which endpoints to serve, and a flag does, too" in done.stderr
+    done = run(flag, "--ha-enable-leader-election")
+    assert "--ha-enable-leader-election needs Kubernetes" in done.stderr
+
+
+def test_a_plugin_that_cannot_be_made_is_named(endpoints: str, tmp_path: Path) -> None:
+    circle = "plugins: [{type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: nobody}}]\n"
+    done = run(endpoints, config(tmp_path, circle))
+    assert done.returncode == 1
+    assert "no plugin is named 'nobody'" in message(done)
+
+
+def test_warnings_are_logged_once(endpoints: str, tmp_path: Path) -> None:
+    flow = config(tmp_path, "plugins: [{type: queue-scorer}]\nflowControl: {maxRequests: 5}\n")
+    with rig.epp(endpoints, flow) as epp:
+        assert epp.process.tail().count("flowControl (maxRequests) has no effect") == 1
+
+
+def test_v13s_environment_counts(endpoints: str, tmp_path: Path) -> None:
+    done = run(endpoints, SD_QUEUE_DEPTH_THRESHOLD="many")
+    assert (done.returncode, "SD_QUEUE_DEPTH_THRESHOLD: 'many' is not usable" in message(done)) == (1, True)
+    done = run(endpoints, ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER="true")
+    assert "ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER: flow control is not available" in message(done)
+    done = run(endpoints, OTEL_TRACES_SAMPLER="jaeger_remote")
+    assert "OTEL_TRACES_SAMPLER=jaeger_remote: write always_on" in message(done)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--tls-cipher-suites=RC4"], "RC4 is not a cipher suite that HTTP/2 allows; known are TLS_ECDHE_ECDSA"),
+        (["--tls-cipher-suites=TLS_AES_128_GCM_SHA256"], "only suites of TLS 1.3 are listed"),
+    ],
+)
+def test_ciphers_that_do_not_exist(endpoints: str, flags: list[str], text: str) -> None:
+    done = run(endpoints, *flags)
+    assert (done.returncode, text in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "old", "new"),
+    [
+        ([], "ECDHE-ECDSA-AES256-GCM-SHA384", "TLSv1.3"),
+        (["--tls-min-version=VersionTLS13"], None, "TLSv1.3"),
+        (
+            ["--tls-cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_AES_128_GCM_SHA256"],
+            "ECDHE-ECDSA-AES128-GCM-SHA256",
+            "TLSv1.3",
+        ),
+    ],
+)
+def test_versions_and_ciphers(endpoints: str, flags: list[str], old: str | None, new: str) -> None:
+    with rig.epp(endpoints, *flags) as epp:
+        assert handshake(epp.grpc_port, ssl.TLSVersion.TLSv1_3)[0] == new
+        if old is None:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                handshake(epp.grpc_port, ssl.TLSVersion.TLSv1_2)
+        else:
+            assert handshake(epp.grpc_port, ssl.TLSVersion.TLSv1_2) == ("TLSv1.2", old)
+
+
+def handshake(port: int, maximum: ssl.TLSVersion) -> tuple[str | None, str]:
+    """Version and cipher that a client gets which speaks at most this version."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode, context.maximum_version = False, ssl.CERT_NONE, maximum
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port), 5) as plain, context.wrap_socket(plain) as secure:
+        cipher = secure.cipher()
+        assert cipher is not None
+        return secure.version(), cipher[0]
+
+
+def test_idle_with_four_pods_stays_small(tmp_path: Path) -> None:
+    host = f"127.{64 + os.getpid() % 128}.9.1"
+    with rig.sims(4, host, rig.free_port(), "--model=llama") as hostports:
+        file = rig.write_endpoints(tmp_path / "endpoints.yaml", hostports)
+        with rig.epp(f"--endpoints-file={file}") as epp:
+            epp.process.wait_for(lambda: all(each["metrics"]["ageSeconds"] is not None for each in epp.endpoints()))
+            assert epp.metrics()
+            assert epp.process.memory_bytes() < 120_000_000

@@ -103,6 +103,8 @@ class Decision:
     """``hostport`` to weighted score of the primary profile."""
     profiles: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
     """What each profile that ran has picked, the primary one included."""
+    cached: bool = False
+    """The first endpoint is believed to hold the beginning of the prompt in its prefix cache."""
 
 
 class Rejection(Exception):

@@ -226,7 +226,15 @@ def test_no_sources_means_no_reading() -> None:
         (HEAD + "flowControl: {enableEviction: true}", "flowControl.enableEviction: is not available"),
         (HEAD + "flowControl: {defaultRequestTTL: 60}", "flowControl.defaultRequestTTL: must be a duration"),
         (HEAD + "flowControl: {saturationDetector: {pluginRef: x}}", "no plugin is named 'x'"),
-        (HEAD + "dataLayer: {discovery: {pluginRef: x}}", "dataLayer.discovery: is not available"),
+        (HEAD + "dataLayer: {discovery: {pluginRef: x}}", "dataLayer.discovery: no plugin is named 'x'"),
+        (HEAD + "dataLayer: {discovery: {}}", "dataLayer.discovery: name one plugin"),
+        (
+            HEAD + "plugins: [{type: queue-scorer}]\ndataLayer: {discovery: {pluginRef: queue-scorer}}",
+            "which is not a Discovery",
+        ),
+        (HEAD + "plugins: [{type: file-discovery}]", "plugins[0].parameters.path: is missing"),
+        (HEAD + "plugins: [{type: file-discovery, parameters: {path: ''}}]", "path is empty; name the endpoints file"),
+        (HEAD + "dataLayer: {peerDiscovery: {pluginRef: x}}", "dataLayer.peerDiscovery: is not available"),
         (HEAD + "dataLayer: {}\ndata: {}", "data: is dataLayer's old name"),
         (
             HEAD + "plugins: [{type: queue-scorer}]\ndataLayer:\n  sources:\n  - pluginRef: queue-scorer",

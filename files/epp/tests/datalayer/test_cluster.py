@@ -8,189 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
 import ssl
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from epp.datalayer import Datastore, PoolWatcher, SelectorWatcher
-from epp.datalayer.kubeconfig import Credentials, from_file
+from epp.datalayer.kubeconfig import Credentials
 from epp.datalayer.kubernetes import KubeClient
+from epp.datalayer.objectives import Objectives
 
 pytestmark = pytest.mark.cluster
 
+Cluster = Any
 NEW, OLD = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
-VERSION = {NEW: "v1", OLD: "v1alpha2"}
 MERGE = "application/merge-patch+json"
-
-
-def kubeconfig() -> Path:
-    """The cluster to use, or a skip."""
-    lab = Path(__file__).parents[4] / ".lab" / "kubeconfig"
-    path = Path(os.environ["KUBECONFIG"]) if os.environ.get("KUBECONFIG") else lab
-    if not path.is_file():
-        pytest.skip("no cluster: set KUBECONFIG or start the lab")
-    return path
-
-
-@dataclass
-class Cluster:
-    """What the test does to the cluster, in a namespace of its own."""
-
-    session: aiohttp.ClientSession
-    credentials: Credentials
-    namespace: str
-
-    async def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
-        headers = {"Content-Type": content_type, **self.credentials.headers()}
-        url = self.credentials.server + path
-        async with self.session.request(method, url, json=body, headers=headers) as response:
-            if response.status >= 400:
-                raise LookupError(f"{method} {path}: {response.status} {await response.text()}")
-            return await response.json()
-
-    @property
-    def pods(self) -> str:
-        return f"/api/v1/namespaces/{self.namespace}/pods"
-
-    def pools(self, group: str) -> str:
-        return f"/apis/{group}/{VERSION[group]}/namespaces/{self.namespace}/inferencepools"
-
-    async def pod(self, name: str, address: str, ready: bool = True, **metadata: Any) -> None:
-        """A pod with label ``app: model`` and an address."""
-        await self.call(
-            "POST",
-            self.pods,
-            {
-                "metadata": {"name": name, "labels": {"app": "model"}, **metadata},
-                "spec": {
-                    "schedulerName": "nobody",
-                    "automountServiceAccountToken": False,
-                    "containers": [{"name": "c", "image": "none"}],
-                },
-            },
-        )
-        await self.status(name, ready, address)
-
-    async def status(self, name: str, ready: bool, address: str | None = None) -> None:
-        """What a kubelet would write."""
-        condition = {"type": "Ready", "status": str(ready)}
-        addresses = {"podIP": address, "podIPs": [{"ip": address}]} if address else {}
-        await self.call(
-            "PATCH", f"{self.pods}/{name}/status", {"status": {"conditions": [condition], **addresses}}, MERGE
-        )
-
-    async def pool(self, group: str, *ports: int, name: str = "pool", method: str = "POST") -> None:
-        """An InferencePool of the pods with ``app: model``."""
-        version, reference = f"{group}/{VERSION[group]}", {"name": "picker", "port": {"number": 9002}}
-        if group == NEW:
-            spec: dict[str, Any] = {
-                "selector": {"matchLabels": {"app": "model"}},
-                "targetPorts": [{"number": port} for port in ports],
-                "endpointPickerRef": reference,
-            }
-        else:
-            spec = {"selector": {"app": "model"}, "targetPortNumber": ports[0], "extensionRef": {"name": "picker"}}
-        body = {"apiVersion": version, "kind": "InferencePool", "metadata": {"name": name}, "spec": spec}
-        if method == "PATCH":
-            await self.call(method, f"{self.pools(group)}/{name}", body, MERGE)
-        else:
-            await self.call(method, self.pools(group), body)
-
-
-def definition(group: str) -> dict[str, Any]:
-    """The least CRD under which InferencePools of a group can be stored."""
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": VERSION[group], "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-    approved = {"api-approved.kubernetes.io": "unapproved, experimental-only"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"inferencepools.{group}", "annotations": approved},
-        "spec": {
-            "group": group,
-            "scope": "Namespaced",
-            "names": {"kind": "InferencePool", "plural": "inferencepools", "singular": "inferencepool"},
-            "versions": [version],
-        },
-    }
-
-
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-
-
-@contextlib.asynccontextmanager
-async def connected(namespace: str) -> AsyncIterator[Cluster]:
-    """The cluster, with nothing made in it yet."""
-    credentials = from_file(kubeconfig())
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=credentials.tls or True)) as session:
-        yield Cluster(session, credentials, namespace)
-
-
-async def define() -> list[str]:
-    """Definitions of both pools, where the cluster has none; the groups that were added."""
-    added = []
-    async with connected("default") as cluster:
-        try:
-            await cluster.call("GET", "/version")
-        except aiohttp.ClientError as error:
-            pytest.skip(f"the cluster does not answer: {error}")
-        for group in (NEW, OLD):
-            with contextlib.suppress(LookupError):
-                await cluster.call("POST", DEFINITIONS, definition(group))
-                added.append(group)
-            await until(functools.partial(cluster.call, "GET", cluster.pools(group)))
-    return added
-
-
-async def forget(groups: list[str]) -> None:
-    """Remove definitions, unless somebody has begun to use them."""
-    async with connected("default") as cluster:
-        for group in groups:
-            pools = await cluster.call("GET", f"/apis/{group}/{VERSION[group]}/inferencepools")
-            if all(item["metadata"]["namespace"].startswith("epp-test-") for item in pools["items"]):
-                await cluster.call("DELETE", f"{DEFINITIONS}/inferencepools.{group}")
-
-
-@pytest.fixture(scope="module")
-def definitions() -> Iterator[None]:
-    """Both pools can be stored."""
-    added = asyncio.run(define())
-    yield
-    asyncio.run(forget(added))
-
-
-@pytest.fixture
-async def cluster(definitions: None) -> AsyncIterator[Cluster]:
-    """A namespace of the test's own, removed afterwards."""
-    async with connected(f"epp-test-{uuid.uuid4().hex[:8]}") as made:
-        await made.call("POST", "/api/v1/namespaces", {"metadata": {"name": made.namespace}})
-        account = f"/api/v1/namespaces/{made.namespace}/serviceaccounts/default"
-        await until(functools.partial(made.call, "GET", account))
-        try:
-            yield made
-        finally:
-            for name in [item["metadata"]["name"] for item in (await made.call("GET", made.pods))["items"]]:
-                await made.call("PATCH", f"{made.pods}/{name}", {"metadata": {"finalizers": None}}, MERGE)
-            await made.call("DELETE", f"/api/v1/namespaces/{made.namespace}")
-
-
-async def until(attempt: Callable[[], Coroutine[Any, Any, Any]], seconds: float = 30.0) -> None:
-    """Try until it works."""
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                await attempt()
-                return
-            except LookupError:
-                await asyncio.sleep(0.05)
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -200,7 +34,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> 
 
 
 @contextlib.asynccontextmanager
-async def running(watcher: PoolWatcher | SelectorWatcher, client: KubeClient) -> AsyncIterator[None]:
+async def running(watcher: PoolWatcher | SelectorWatcher | Objectives, client: KubeClient) -> AsyncIterator[None]:
     task = asyncio.create_task(watcher.run())
     try:
         yield
@@ -349,3 +183,24 @@ async def test_missing_rights_are_said(cluster: Cluster) -> None:
         assert "403" in watcher.problem()
         assert "grant get, list and watch" in watcher.problem()
         assert not store.synced
+
+
+async def test_objectives(cluster: Cluster) -> None:
+    group, resource = "inference.networking.x-k8s.io", "inferenceobjectives"
+    try:
+        await cluster.call("GET", f"/apis/{group}/v1alpha2/namespaces/{cluster.namespace}/{resource}")
+    except LookupError:
+        pytest.skip("the cluster has no InferenceObjective")
+    path = f"/apis/{group}/v1alpha2/namespaces/{cluster.namespace}/{resource}"
+    body = {"apiVersion": f"{group}/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": "batch"}}
+    client = KubeClient(cluster.credentials)
+    objectives = Objectives(client, cluster.namespace)
+    async with running(objectives, client):
+        await cluster.call("POST", path, {**body, "spec": {"priority": -1, "poolRef": {"name": "pool"}}})
+        await eventually(lambda: objectives.priority("pool", "batch") == -1)
+        assert objectives.priority("other", "batch") == 0
+        assert objectives.priority("pool", "unknown") == 0
+        await cluster.call("PATCH", f"{path}/batch", {"spec": {"priority": 7}}, MERGE)
+        await eventually(lambda: objectives.priority("pool", "batch") == 7)
+        await cluster.call("DELETE", f"{path}/batch")
+        await eventually(lambda: objectives.priority("pool", "batch") == 0)

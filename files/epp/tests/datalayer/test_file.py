@@ -22,7 +22,7 @@ endpoints:
 
 def test_parse() -> None:
     first, second = parse(GOOD, "f")
-    assert (first.name, first.pod, first.hostport, first.namespace) == ("a", "a", "127.0.0.2:8000", "")
+    assert (first.name, first.pod, first.hostport, first.namespace) == ("a", "a", "127.0.0.2:8000", "default")
     assert (second.hostport, second.labels, second.namespace) == ("[::1]:8001", {"zone": "z"}, "n")
     assert parse("endpoints: []", "f") == []
 

@@ -146,7 +146,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> 
 @contextlib.asynccontextmanager
 async def scraping(port: int, options: ScrapeOptions) -> AsyncIterator[tuple[Datastore, list[str]]]:
     store, errors = Datastore(), list[str]()
-    scraper = Scraper(store, options, lambda endpoint, reason: errors.append(reason))
+    scraper = Scraper(store, options, lambda endpoint, reason, _: errors.append(reason))
     task = asyncio.create_task(scraper.run())
     await asyncio.sleep(0)
     store.replace([Endpoint("a", "", "a", "127.0.0.1", port)])

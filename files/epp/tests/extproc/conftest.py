@@ -85,6 +85,11 @@ class Wire:
         return {each.header.key: each.header.raw_value.decode() for each in common.header_mutation.set_headers}
 
     @staticmethod
+    def set_headers_of(immediate: Any) -> dict[str, str]:
+        """Headers of an immediate response."""
+        return {each.header.key: each.header.raw_value.decode() for each in immediate.headers.set_headers}
+
+    @staticmethod
     def streamed(messages: Iterable[ProcessingResponse]) -> tuple[bytes, list[bool]]:
         """Body and end marks of all streamed pieces among the messages."""
         pieces = []
@@ -117,6 +122,9 @@ class FakeScheduler:
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         if request.model == "breaks-hooks":
             raise RuntimeError("a hook")
+
+    def response_received(self, served: str) -> dict[str, str]:
+        return {"x-served": served} if served == "10.9.9.9:8000" else {}
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         self.completed.append(usage)

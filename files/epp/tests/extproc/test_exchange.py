@@ -42,7 +42,8 @@ def test_a_whole_exchange(rooms: Any, wire: Any) -> None:
     assert rooms.inflight == [0, 0]
     exchange.close("OK")
     usage = Usage(3, 4, 0)
-    assert rooms.recorder.named("first_token") == [(False,)]
+    assert rooms.recorder.named("piece") == [(False,), (False,)]
+    assert [phase for phase, _ in rooms.recorder.named("processing")] == ["request", "response"]
     assert rooms.recorder.named("finished") == [(len(ANSWER), usage)]
     assert rooms.scheduler.completed == [usage]
     assert [code for _, code in rooms.recorder.named("stream_closed")] == ["OK"]
@@ -63,7 +64,7 @@ def test_client_leaves_amid_the_answer(rooms: Any, wire: Any) -> None:
     send(exchange, wire.answer_body(b"data: {}\n\n", end=False))
     exchange.close("CANCELLED")
     assert rooms.inflight == [0, 0]
-    assert rooms.recorder.named("first_token") == [(True,)]
+    assert rooms.recorder.named("piece") == [(True,)]
     assert rooms.recorder.named("finished") == [(10, None)]
 
 
@@ -82,7 +83,7 @@ def test_errors_of_the_model_server(rooms: Any, wire: Any, ended: bool) -> None:
     exchange.close("OK")
     assert rooms.inflight == [0, 0]
     assert rooms.recorder.named("failed") == [("ModelServerError",)]
-    assert rooms.recorder.named("first_token") == []
+    assert rooms.recorder.named("piece") == []
 
 
 def test_rejections_are_answered_and_end_the_stream(rooms: Any, wire: Any) -> None:
@@ -187,7 +188,7 @@ async def test_client_leaves_while_the_decision_is_pending(rooms: Any, wire: Any
 class TestHealth:
     def test_ready_once_the_pool_is_known(self) -> None:
         known = False
-        health = Health(lambda: known)
+        health = Health({"pool": lambda: known})
         assert health.status("readiness") == ServingStatus.NOT_SERVING
         assert health.problem() == "the pool's endpoints are not known yet"
         known = True
@@ -195,7 +196,7 @@ class TestHealth:
         assert health.problem() == ""
 
     def test_draining_ends_readiness_and_not_life(self) -> None:
-        health = Health(lambda: True)
+        health = Health({"pool": lambda: True})
         health.draining = True
         statuses = {name: health.status(name) for name in SERVICES}
         assert statuses.pop("liveness") == ServingStatus.SERVING

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from epp.model import Endpoint, EndpointMetrics, Usage
-from epp.observe import ObserveServer, Recorder, setup_logging
+from epp.observe import LogOptions, ObserveOptions, ObserveServer, PoolView, Recorder, setup_logging
 from epp.observe import recorder as recorder_module
 from epp.observe.log import ConsoleFormatter
 from epp.observe.recorder import OTHER
@@ -32,16 +33,20 @@ def value(recorder: Recorder, name: str, /, **labels: str) -> float:
     return samples(recorder)[name, frozenset(labels.items())]
 
 
+def local(**options: Any) -> ObserveOptions:
+    return ObserveOptions(**{"host": "127.0.0.1", "port": 0, **options})
+
+
 FULL = {"model_name": "m", "target_model_name": "t", "fairness_id": "f", "priority": "2"}
 OLD = {"model_name": "m", "target_model_name": "t"}
 
 
 def test_a_request_under_both_names() -> None:
-    recorder = Recorder("pool")
+    recorder = Recorder()
     record = recorder.request("m", "t", 1000, 2, "f")
     assert value(recorder, "inference_objective_running_requests", model_name="m") == 1
     assert value(recorder, "llm_d_epp_request_running", **FULL) == 1
-    record.first_token(True)
+    record.piece(True)
     record.finished(500, Usage(100, 20, 64))
     assert value(recorder, "inference_objective_request_total", **OLD, priority="2") == 1
     assert value(recorder, "llm_d_epp_request_total", **FULL) == 1
@@ -105,7 +110,7 @@ def test_names_from_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_scheduler_plugins_prefix_and_streams() -> None:
-    recorder = Recorder("pool")
+    recorder = Recorder()
     endpoint = Endpoint("e-rank-0", "ns", "e", "10.0.0.1", 8000)
     recorder.scheduled(0.0001, "m", endpoint)
     recorder.scheduled(0.0001, "m", None)
@@ -134,12 +139,12 @@ def test_scheduler_plugins_prefix_and_streams() -> None:
 
 
 def test_pool_metrics_leave_out_what_is_overdue() -> None:
-    recorder, now = Recorder("pool"), time.monotonic()
+    recorder, now = Recorder(), time.monotonic()
     pods = [Endpoint(f"e{i}", "", f"e{i}", f"10.0.0.{i + 1}", 8000) for i in range(3)]
     pods[0].metrics = EndpointMetrics(waiting=2, running=4, kv_cache_usage=0.5, updated_at=now)
     pods[1].metrics = EndpointMetrics(waiting=4, updated_at=now)
     pods[2].metrics = EndpointMetrics(waiting=99, updated_at=now - 3600)
-    recorder.watch_pool(lambda: pods)
+    recorder.watch_pool(PoolView("pool", lambda: pods))
     assert value(recorder, "inference_pool_ready_pods", name="pool") == 3
     assert value(recorder, "inference_pool_average_queue_size", name="pool") == 3
     assert value(recorder, "inference_pool_average_kv_cache_utilization", name="pool") == 0.25
@@ -154,22 +159,23 @@ def test_pool_metrics_leave_out_what_is_overdue() -> None:
 async def test_server() -> None:
     problems = [""]
     pod = Endpoint("e-rank-0", "ns", "e", "10.0.0.1", 8000, labels={"app": "x"})
-    server = ObserveServer(Recorder("pool"), lambda: (pod,), lambda: problems[0])
-    port = await server.start("127.0.0.1", 0)
-    other = ObserveServer(Recorder(), tuple, str)
+    server = ObserveServer(Recorder(), lambda: {"pool": (pod,)}, lambda: (problems[0], "old"), local())
+    port = await server.start()
+    other = ObserveServer(Recorder(), dict, lambda: ("", ""), local(port=port))
     with pytest.raises(OSError):
-        await other.start("127.0.0.1", port)
+        await other.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         async with session.get("/metrics") as response:
             assert response.content_type == "text/plain"
             assert "inference_extension_info" in await response.text()
         async with session.get("/healthz") as response:
-            assert (response.status, await response.text()) == (200, "ok\n")
+            assert (response.status, await response.text()) == (200, "ok\nwarning: old\n")
         problems[0] = "no API server"
         async with session.get("/healthz") as response:
-            assert (response.status, await response.text()) == (503, "no API server\n")
+            assert (response.status, await response.text()) == (503, "no API server\nwarning: old\n")
         async with session.get("/debug/endpoints") as response:
             (shown,) = (await response.json())["endpoints"]
+            assert shown["pool"] == "pool"
             assert (shown["name"], shown["address"], shown["labels"]) == ("e-rank-0", "10.0.0.1:8000", {"app": "x"})
             assert shown["metrics"]["ageSeconds"] is None
     await server.stop()
@@ -187,7 +193,7 @@ def own_logging() -> object:
 
 @pytest.mark.usefixtures("own_logging")
 def test_json_logs(capsys: pytest.CaptureFixture[str]) -> None:
-    setup_logging("json", 2)
+    setup_logging(LogOptions("json", 2))
     log = logging.getLogger("epp.test")
     log.debug("not shown")
     log.info("hello %s", "you", extra={"endpoint": "e"})
@@ -202,14 +208,14 @@ def test_json_logs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("own_logging")
 def test_levels_and_console(capsys: pytest.CaptureFixture[str]) -> None:
-    setup_logging("console", 3)
+    setup_logging(LogOptions("console", 3))
     logging.getLogger("epp.test").debug("shown")
     logging.getLogger("aiohttp").debug("not shown")
     assert capsys.readouterr().err.endswith("\tDEBUG\tepp.test\tshown\n")
-    setup_logging("console", 5)
+    setup_logging(LogOptions("console", 5))
     logging.getLogger("aiohttp").debug("shown now")
     assert "shown now" in capsys.readouterr().err
     with pytest.raises(ValueError, match="not a log encoder"):
-        setup_logging("xml")
+        setup_logging(LogOptions("xml"))
     record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": "m", "k": 1})
     assert ConsoleFormatter().format(record).endswith("\tINFO\tn\tm\tk=1")

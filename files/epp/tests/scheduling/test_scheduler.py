@@ -219,7 +219,7 @@ def test_an_empty_pool_sheds_sheddable_requests() -> None:
     assert caught.value.status == 429
 
 
-def test_endpoints_known_to_be_gone_are_last_resort() -> None:
+def test_endpoints_known_to_be_gone_get_nothing() -> None:
     datastore = store(3)
     scheduler = build({"default": {"max-score-picker": 1.0}}, datastore)
     first, second, third = datastore.endpoints()
@@ -227,7 +227,9 @@ def test_endpoints_known_to_be_gone_are_last_resort() -> None:
     picked = {scheduler.schedule(request(), datastore.endpoints()).endpoints[0].name for _ in range(30)}
     assert picked == {third.name}
     third.refused = True
-    assert scheduler.schedule(request(), datastore.endpoints())
+    with pytest.raises(Rejection) as refusal:
+        scheduler.schedule(request(), datastore.endpoints())
+    assert (refusal.value.status, refusal.value.reason) == (503, "rejected-no-endpoints")
 
 
 def test_several_profiles(monkeypatch: pytest.MonkeyPatch) -> None:

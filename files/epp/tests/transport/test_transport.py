@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class EchoService:
         self.closed: list[str] = []
         self.hang = asyncio.Event()
 
-    def open(self) -> EchoExchange:
+    def open(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> EchoExchange:
+        self.metadata = dict(metadata)
         return EchoExchange(self)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from epp.config.environment import with_environment
 from epp.config.errors import ConfigError
 from epp.config.loader import default, effective, load
 from epp.config.schema import EndpointPickerConfig, PluginSpec, ProfileSpec
@@ -17,4 +18,5 @@ __all__ = [
     "effective",
     "load",
     "scrape_options",
+    "with_environment",
 ]

@@ -96,15 +96,6 @@ def camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
-def plain(located: Located) -> Any:
-    """The value without its lines."""
-    if isinstance(located.value, dict):
-        return {key: plain(value) for key, value in located.value.items()}
-    if isinstance(located.value, list):
-        return [plain(value) for value in located.value]
-    return located.value
-
-
 _known_hints: dict[type[Any], dict[str, Any]] = {}
 
 

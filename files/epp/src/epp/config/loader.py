@@ -12,6 +12,7 @@ import yaml
 from epp.config.document import Decoder, Located, camel, duration_text, parse
 from epp.config.errors import ConfigError, did_you_mean
 from epp.config.raw import (
+    PluginRef,
     RawConfig,
     RawDataLayer,
     RawFlowControl,
@@ -32,6 +33,7 @@ from epp.config.schema import (
 from epp.plugins import registry
 from epp.scheduling.api import (
     DataSource,
+    Discovery,
     Extractor,
     Filter,
     Parser,
@@ -93,13 +95,16 @@ def effective(cfg: EndpointPickerConfig) -> str:
         {"pluginRef": source.plugin, "extractors": [{"pluginRef": name} for name in source.extractors]}
         for source in cfg.sources
     ]
+    data_layer: dict[str, Any] = {"injectDefaults": False, "sources": sources}
+    if cfg.discovery:
+        data_layer["discovery"] = {"pluginRef": cfg.discovery}
     document = {
         "apiVersion": API_VERSIONS[0],
         "kind": KIND,
         "featureGates": [f"{name}={str(value).lower()}" for name, value in cfg.feature_gates.items()],
         "plugins": plugins,
         "schedulingProfiles": profiles,
-        "dataLayer": {"injectDefaults": False, "sources": sources},
+        "dataLayer": data_layer,
         "flowControl": {"saturationDetector": {"pluginRef": cfg.saturation_detector}},
         "requestHandler": {"parsers": [{"pluginRef": name} for name in cfg.parsers]},
     }
@@ -134,6 +139,7 @@ class _Loading:
         self._lines: dict[str, int] = {}
         self._declared: dict[str, type[Plugin]] = {}
         self._warnings: list[str] = []
+        self._found_by = ""
 
     def result(self) -> EndpointPickerConfig:
         """The configuration, complete."""
@@ -156,9 +162,11 @@ class _Loading:
             profile_handler=handler,
             saturation_detector=detector,
             sources=sources,
+            discovery=self._found_by,
             parsers=parsers,
             feature_gates=gates,
             source=self._source,
+            api_version=raw.api_version,
             warnings=tuple(self._warnings),
         )
 
@@ -363,7 +371,6 @@ class _Loading:
         located = raw.data or raw.data_layer or Located(None, self._root.line)
         layer: RawDataLayer = self._decoder.decode(RawDataLayer, located, key)
         later = {
-            "discovery": layer.discovery,
             "peerDiscovery": layer.peer_discovery,
             "crossReplicaSyncerPluginRef": layer.cross_replica_syncer_plugin_ref,
             "crossReplicaSyncInterval": layer.cross_replica_sync_interval,
@@ -371,6 +378,10 @@ class _Loading:
         for name, value in later.items():
             if value:
                 raise self._at(f"{key}.{name}", LATER, key, name)
+        if layer.discovery is not None:
+            reference = layer.discovery.endpoints or PluginRef(layer.discovery.plugin_ref)
+            line = located.value["discovery"].line
+            self._found_by = self._of_kind(reference.plugin_ref, Discovery, f"{key}.discovery", line)
         sources: list[DataSourceSpec] = []
         for index, source in enumerate(layer.sources):
             line = located.value["sources"].value[index].line

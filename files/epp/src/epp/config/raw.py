@@ -53,12 +53,25 @@ class RawDataSource:
 
 
 @dataclass(frozen=True)
+class RawDiscovery:
+    """``dataLayer.discovery``: a reference, or (newer) one below ``endpoints``."""
+
+    plugin_ref: str = ""
+    endpoints: PluginRef | None = None
+
+    def __post_init__(self) -> None:
+        """One of them."""
+        if bool(self.plugin_ref) == bool(self.endpoints):
+            raise ValueError("name one plugin: pluginRef, or endpoints with a pluginRef below it")
+
+
+@dataclass(frozen=True)
 class RawDataLayer:
     """``dataLayer`` (``data`` in v1.3)."""
 
     inject_defaults: bool = True
     sources: tuple[RawDataSource, ...] = ()
-    discovery: PluginRef | None = None
+    discovery: RawDiscovery | None = None
     peer_discovery: PluginRef | None = None
     cross_replica_syncer_plugin_ref: str = ""
     cross_replica_sync_interval: float | None = param(None, duration=True)

@@ -72,7 +72,6 @@ NOT_YET = frozenset(
         "agent-identity",
         "request-attribute-reporter",
         "disaggregatedset-rollout-screener",
-        "destination-endpoint-served-verifier",
         "anthropic-parser",
         "vllmhttp-parser",
         "sglanghttp-parser",
@@ -87,6 +86,5 @@ NOT_YET = frozenset(
         "dcgm-data-source",
         "dcgm-extractor",
         "topology-extractor",
-        "file-discovery",
     }
 )

@@ -54,11 +54,15 @@ class EndpointPickerConfig:
     saturation_detector: str
     """Name of the plugin that says how full the pool is."""
     sources: tuple[DataSourceSpec, ...] = ()
+    discovery: str = ""
+    """Name of the plugin that says where the endpoints come from; empty when flags say it."""
     parsers: tuple[str, ...] = ()
     """Names of the parser plugins, in order."""
     feature_gates: dict[str, bool] = field(default_factory=dict)
     source: str = field(default="built-in default", compare=False)
     """Where it came from, for messages."""
+    api_version: str = field(default=API_VERSIONS[0], compare=False)
+    """The group and version in which it was written."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What was understood but has no effect, one sentence each; to be logged at start."""
 

@@ -31,8 +31,10 @@ class EndpointsFileError(ValueError):
 class EndpointsFile:
     """Keeps a datastore equal to a file."""
 
-    def __init__(self, datastore: Datastore, path: str | Path, interval: float = 0.5) -> None:
-        """``interval`` is the seconds between two looks at the file's modification time."""
+    def __init__(self, datastore: Datastore, path: str | Path, interval: float = 0.5, watch: bool = True) -> None:
+        """``interval`` is the seconds between two looks at the file's modification time; without ``watch`` the file
+        is read once."""
+        self._watch = watch
         self._datastore = datastore
         self._path = Path(path)
         self._interval = interval
@@ -57,6 +59,8 @@ class EndpointsFile:
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
+        while not self._watch:
+            await asyncio.sleep(3600)
         while True:
             if self._look() != self._stamp or not self._datastore.synced:
                 self._reload()
@@ -118,9 +122,11 @@ def _entry(entry: Any, where: str) -> Endpoint:
         address = str(ipaddress.ip_address(address if isinstance(address, str) else ""))
     except ValueError:
         raise EndpointsFileError(f"{where}.address: must be an IP address, not {entry.get('address')!r}") from None
+    if isinstance(port, str) and port.isdecimal() and len(port) <= 5:
+        port = int(port)  # the reference wants its ports in quotes
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
         raise EndpointsFileError(f"{where}.port: must be a number from 1 to 65535, not {port!r}")
-    namespace = entry.get("namespace", "")
+    namespace = entry.get("namespace", "default")
     if not isinstance(namespace, str):
         raise EndpointsFileError(f"{where}.namespace: must be a string")
     return Endpoint(name, namespace, name, address, port, labels=_labels(entry.get("labels"), where))

@@ -132,7 +132,7 @@ def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
 def _bytes(section: dict[str, Any], key: str, path: Path) -> bytes | None:
     """PEM bytes of ``<key>-data`` (base64) or of the file that ``<key>`` names."""
     if section.get(f"{key}-data"):
-        return base64.b64decode(str(section[f"{key}-data"]))
+        return base64.b64decode("".join(str(section[f"{key}-data"]).split()), validate=True)
     if section.get(key):
         return (path.parent / str(section[key])).read_bytes()
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -26,7 +27,12 @@ WATCH_SECONDS = 60
 """How long one watch lasts; a connection that died silently is noticed shortly after."""
 RESYNC_SECONDS = 600.0
 """A full list is made at least this often, whatever the watch says."""
-MAX_BACKOFF = 10.0
+MAX_BACKOFF = 2.0
+"""Seconds between two attempts while the API server is away: once it is back, changes are to be seen soon."""
+SEND_SECONDS = 5.0
+KEEPALIVE = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 7000))
+"""A server that vanished without a word (a node that lost its power) is noticed within some 7 seconds (the last one is
+in milliseconds), though a watch may be silent for a minute."""
 PAGE = 500
 
 
@@ -41,8 +47,10 @@ class KubeError(Exception):
 class KubeClient:
     """Connection to one API server."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, on_failure: Callable[[str], None] | None = None) -> None:
+        """``on_failure`` is told of each failed attempt to follow a collection, with the reason."""
         self._credentials = credentials
+        self.on_failure = on_failure or (lambda reason: None)
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
@@ -95,43 +103,74 @@ class KubeClient:
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise KubeError(0, f"the watch broke: {error or type(error).__name__}") from error
 
+    async def get(self, path: str) -> dict[str, Any]:
+        """One object. Raises KubeError."""
+        async with self._request("GET", path, {}, SEND_SECONDS) as response:
+            return _object(await response.read(), path)
+
+    async def send(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create (POST) or replace (PUT) an object; returns it as the server has it now. Raises KubeError."""
+        async with self._request(method, path, {}, SEND_SECONDS, body) as response:
+            return _object(await response.read(), path)
+
     def _get(self, path: str, query: Mapping[str, str], timeout: float) -> _Response:
+        return self._request("GET", path, query, timeout)
+
+    def _request(
+        self, method: str, path: str, query: Mapping[str, str], timeout: float, body: dict[str, Any] | None = None
+    ) -> _Response:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._credentials.tls or True)
+            connector = aiohttp.TCPConnector(ssl=self._credentials.tls or True, socket_factory=_socket)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True, trust_env=True)
-        return _Response(self._session, self._credentials, path, query, timeout)
+        return _Response(self._session, self._credentials, (method, path, query, body), timeout)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices when the other side is gone."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        if hasattr(socket, name):  # not all systems have all of them
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 class _Response:
-    """A GET as a context manager that turns every kind of failure into a KubeError."""
+    """A request as a context manager that turns every kind of failure into a KubeError."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         credentials: Credentials,
-        path: str,
-        query: Mapping[str, str],
+        request: tuple[str, str, Mapping[str, str], dict[str, Any] | None],
         timeout: float,
     ) -> None:
+        """``request`` is method, path, query and JSON body; ``timeout`` seconds may pass without a byte."""
         self._session, self._credentials = session, credentials
-        self._path, self._query, self._timeout = path, query, timeout
+        self._asked, self._timeout = request, timeout
         self._response: aiohttp.ClientResponse | None = None
 
     async def __aenter__(self) -> aiohttp.ClientResponse:
         server = self._credentials.server
+        method, path, query, body = self._asked
         timeout = aiohttp.ClientTimeout(sock_connect=5.0, sock_read=self._timeout)
+        data = None if body is None else msgspec.json.encode(body)
         try:
             headers = {"Accept": "application/json", "User-Agent": "epp", **self._credentials.headers()}
-            self._response = await self._session.get(
-                server + self._path, params=self._query, headers=headers, timeout=timeout
+            if data is not None:
+                headers["Content-Type"] = "application/json"
+            response = await self._session.request(
+                method, server + path, params=query, headers=headers, timeout=timeout, data=data
             )
-            if self._response.status != 200:
-                text = await self._response.text()
-                self._response.release()
-                raise KubeError(self._response.status, _reason(self._response.status, text, self._path))
+            self._response = response
+            if response.status not in (200, 201):
+                text = await response.text()
+                response.release()
+                raise KubeError(response.status, _reason(response.status, text, path, method))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubeError(0, f"{server} does not answer: {error or type(error).__name__}") from error
-        return self._response
+        return response
 
     async def __aexit__(self, *exc: object) -> None:
         if self._response is not None:
@@ -146,13 +185,14 @@ def _object(text: bytes, path: str) -> dict[str, Any]:
         raise KubeError(0, f"{path}: the answer is not a JSON object ({error})") from error
 
 
-def _reason(status: int, text: str, path: str) -> str:
+def _reason(status: int, text: str, path: str, method: str) -> str:
     """The API server's own words for a failure."""
     try:
         message = str(msgspec.json.decode(text.encode())["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         message = text.strip()[:200] or "no reason given"
-    advice = {401: "; check the credentials", 403: "; grant get, list and watch to the service account"}.get(status, "")
+    verbs = {"GET": "get, list and watch", "POST": "create", "PUT": "update"}.get(method, method)
+    advice = {401: "; check the credentials", 403: f"; grant {verbs} to the service account"}.get(status, "")
     return f"{path}: {status} {message}{advice}"
 
 
@@ -212,6 +252,7 @@ class Reflector:
     def _failed(self, error: Exception) -> None:
         known = isinstance(error, KubeError)
         problem = str(error) if known else f"{self._path}: {type(error).__name__}: {error}"
+        self._client.on_failure(problem)
         if problem != self.problem:
             log.warning(
                 "kubernetes: %s; the endpoints stay as they are, trying again",

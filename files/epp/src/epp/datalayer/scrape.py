@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 QUIET_AFTER = 2.0
 """Seconds without a request, with nothing queued or running, after which an endpoint counts as idle."""
 
+REFUSED_INTERVAL = 0.25
+"""Seconds between two readings of an endpoint where nobody listens: it gets no request until somebody does."""
+
 
 @dataclass(frozen=True)
 class ScrapeOptions:
@@ -63,9 +66,9 @@ class Scraper:
         self,
         datastore: Datastore,
         options: ScrapeOptions,
-        on_error: Callable[[Endpoint, str], None] | None = None,
+        on_error: Callable[[Endpoint, str, bool], None] | None = None,
     ) -> None:
-        """``on_error`` is told of each reading that failed, with the reason."""
+        """``on_error`` is told of each reading that failed: the reason, and whether there was a page (of no use)."""
         self._datastore = datastore
         self._options = options
         self._on_error = on_error
@@ -119,7 +122,7 @@ class _Reader:
         endpoint: Endpoint,
         options: ScrapeOptions,
         tls: ssl.SSLContext | None,
-        on_error: Callable[[Endpoint, str], None] | None,
+        on_error: Callable[[Endpoint, str, bool], None] | None,
     ) -> None:
         self._datastore, self._endpoint, self._options, self._on_error = datastore, endpoint, options, on_error
         self._client = GetClient(endpoint.address, options.port or endpoint.port, options.path, tls)
@@ -156,8 +159,10 @@ class _Reader:
             page = await self._client.get(self._options.timeout)
             metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics)
         except (HttpError, NoMetrics) as error:
-            endpoint.refused = isinstance(error, Refused) and endpoint.metrics.updated_at > 0.0
-            self._failed(str(error))
+            # Metrics on a port of their own say nothing of the port that serves.
+            own = self._options.port in (0, endpoint.port)
+            endpoint.refused = own and isinstance(error, Refused) and endpoint.metrics.updated_at > 0.0
+            self._failed(str(error), isinstance(error, NoMetrics))
             return
         except Exception as error:
             # A page must never end the reading of an endpoint, whatever is on it.
@@ -175,10 +180,10 @@ class _Reader:
             log.info("metrics of %s (%s) can be read again", endpoint.name, endpoint.hostport)
             self._failing = ""
 
-    def _failed(self, reason: str) -> None:
-        self._interval = self._slower()
+    def _failed(self, reason: str, extraction: bool = False) -> None:
+        self._interval = min(self._slower(), REFUSED_INTERVAL) if self._endpoint.refused else self._slower()
         if self._on_error is not None:
-            self._on_error(self._endpoint, reason)
+            self._on_error(self._endpoint, reason, extraction)
         if reason != self._failing:
             log.warning("metrics of %s (%s) cannot be read: %s", self._endpoint.name, self._endpoint.hostport, reason)
             self._failing = reason

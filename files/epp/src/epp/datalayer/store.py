@@ -111,6 +111,20 @@ class Datastore:
         endpoint.unseen = len(sent)
         endpoint.unseen_tokens += tokens
 
+    def moved(self, old: Endpoint, hostport: str) -> Endpoint:
+        """A request that was acquired for ``old`` is served at ``hostport``: count it there. Returns who has it now.
+
+        A place that is not an endpoint of this pool leaves the count where it is.
+        """
+        if hostport == old.hostport:
+            return old
+        for endpoint in self._endpoints:
+            if endpoint.hostport == hostport:
+                self.release(old)
+                self.acquire(endpoint)
+                return endpoint
+        return old
+
     def observed(self, endpoint: Endpoint, metrics: EndpointMetrics, asked_at: float) -> None:
         """Take over a new reading, asked for at ``asked_at`` (monotonic seconds). For the scraper."""
         endpoint.metrics = metrics

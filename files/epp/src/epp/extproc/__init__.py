@@ -10,6 +10,9 @@ from epp.extproc.director import Director, DirectorOptions
 from epp.extproc.exchange import Exchange, StreamService
 from epp.extproc.health import Health
 from epp.extproc.machine import NeedDecision, ProtocolError, Route, StreamMachine
+from epp.extproc.pools import PoolRouter
+from epp.extproc.tracing import Tracing
+from epp.extproc.watchdog import Watchdog
 
 __all__ = [
     "Director",
@@ -17,8 +20,11 @@ __all__ = [
     "Exchange",
     "Health",
     "NeedDecision",
+    "PoolRouter",
     "ProtocolError",
     "Route",
     "StreamMachine",
     "StreamService",
+    "Tracing",
+    "Watchdog",
 ]

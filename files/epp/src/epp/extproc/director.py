@@ -17,10 +17,14 @@ from typing import Protocol
 
 from epp.extproc import messages as m
 from epp.extproc.machine import NeedDecision, Route
+from epp.extproc.tracing import Tracing
 from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.requests import BodyError, ParsedBody, parse_body, parse_partial, replace_model
 
 log = logging.getLogger(__name__)
+
+IF_AVAILABLE = "if-available"
+"""Preference of a client that wants its answer only from an endpoint which need not compute the whole prompt."""
 
 
 class Scheduler(Protocol):
@@ -31,6 +35,9 @@ class Scheduler(Protocol):
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The request goes out now."""
+
+    def response_received(self, served: str) -> dict[str, str]:
+        """The answer's headers are here; headers to set on it."""
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended."""
@@ -48,12 +55,15 @@ class Endpoints(Protocol):
     def release(self, endpoint: Endpoint) -> None:
         """Its answer has ended."""
 
+    def moved(self, old: Endpoint, hostport: str) -> Endpoint:
+        """It was sent to ``old`` and is served at ``hostport``; returns who has it now."""
+
 
 class RequestRecord(Protocol):
     """The metrics of one request; see ``epp.observe``."""
 
-    def first_token(self, streaming: bool) -> None:
-        """The answer's body has begun."""
+    def piece(self, streaming: bool) -> None:
+        """Bytes of the answer's body have come."""
 
     def finished(self, response_bytes: int, usage: Usage | None) -> None:
         """The answer has ended."""
@@ -92,13 +102,15 @@ class Ticket:
         decision: Decision,
         route: Route,
         record: RequestRecord,
-        give_back: Callable[[Ticket, Usage | None], None],
+        owner: Director,
     ) -> None:
         self.request = request
         self.decision = decision
         self.route = route
         self.record = record
-        self._give_back = give_back
+        self.holder = decision.endpoints[0]
+        """The endpoint in whose in-flight count the request is."""
+        self._owner = owner
         self.open = True
         """Neither has been called yet."""
 
@@ -107,14 +119,23 @@ class Ticket:
         if self.open:
             self.open = False
             self.record.finished(response_bytes, usage)
-            self._give_back(self, usage)
+            self._owner.give_back(self, usage)
 
     def fail(self, code: str) -> None:
         """There will be no answer worth the name; ``code`` says why."""
         if self.open:
             self.open = False
             self.record.failed(code)
-            self._give_back(self, None)
+            self._owner.give_back(self, None)
+
+    def response_received(self, served: str) -> dict[str, str]:
+        """The answer's headers are here; headers to set on it."""
+        return self._owner.response_received(served)
+
+    def served(self, hostport: str) -> None:
+        """The gateway says who answers: it may be one of the fallbacks."""
+        if self.open:
+            self._owner.moved(self, hostport)
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,8 @@ class DirectorOptions:
     """Honour the gateway's subset of endpoints."""
     emit_scores: bool = False
     """Tell the gateway the score of each endpoint."""
+    tracing: Tracing | None = None
+    """Gives requests a trace context; None leaves that to others."""
 
 
 class Director:
@@ -163,7 +186,7 @@ class Director:
         except Rejection as rejection:
             record.failed(rejection.code)
             raise
-        except Exception:
+        except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
         route.destination = ",".join(endpoint.hostport for endpoint in decision.endpoints)
@@ -174,7 +197,7 @@ class Director:
             log.debug("request %s for %s (%s), %d bytes: to %s", *names)
         request.prompt = b""  # as large as the body, and an answer may take minutes
         self._recorder.processing("request", time.perf_counter() - started)
-        return Ticket(request, decision, route, record, self._give_back)
+        return Ticket(request, decision, route, record, self)
 
     def _request(self, need: NeedDecision, parsed: ParsedBody) -> InferenceRequest:
         headers = need.headers
@@ -198,7 +221,9 @@ class Director:
     def _route(self, need: NeedDecision, request: InferenceRequest) -> Route:
         route = Route("", model=request.model, target_model=request.target_model)
         if m.REQUEST_ID not in need.headers:
-            route.headers = {m.REQUEST_ID: request.request_id}
+            route.headers[m.REQUEST_ID] = request.request_id
+        if self._options.tracing is not None:
+            route.headers.update(self._options.tracing.headers(need.headers))
         if need.body and request.target_model != request.model:
             replaced = replace_model(need.body, request.target_model)
             if replaced is None:
@@ -208,6 +233,8 @@ class Director:
 
     def _choose(self, need: NeedDecision, request: InferenceRequest) -> Decision:
         decision = self._scheduler.schedule(request, self._candidates(need.subset))
+        if not decision.cached and m.prefers(need.headers, IF_AVAILABLE):
+            raise Rejection(412, "PreconditionFailed", "no endpoint holds the beginning of the prompt in its cache")
         self._pool.acquire(decision.endpoints[0])
         try:
             self._scheduler.pre_request(request, decision)
@@ -222,12 +249,23 @@ class Director:
             return endpoints
         return [endpoint for endpoint in endpoints if endpoint.hostport in subset or endpoint.address in subset]
 
-    def _give_back(self, ticket: Ticket, usage: Usage | None) -> None:
-        self._pool.release(ticket.decision.endpoints[0])
+    def response_received(self, served: str) -> dict[str, str]:
+        """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
+        return self._scheduler.response_received(served)
+
+    def moved(self, ticket: Ticket, hostport: str) -> None:
+        """For tickets: the request is served at ``hostport``."""
+        ticket.holder = self._pool.moved(ticket.holder, hostport)
+
+    def give_back(self, ticket: Ticket, usage: Usage | None) -> None:
+        """For tickets: the request is over."""
+        self._pool.release(ticket.holder)
         self._scheduler.response_complete(ticket.request, ticket.decision, usage)
 
 
 def _parse(need: NeedDecision) -> ParsedBody:
     headers: Mapping[str, str] = need.headers
+    if need.announced and not need.body and headers.get(":method", "POST") == "POST":
+        raise BodyError("failed to parse request body: it is empty")
     parse = parse_partial if need.truncated else parse_body
     return parse(headers.get(":path", ""), headers.get("content-type", ""), need.body)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
+from epp.extproc import messages as m
 from epp.extproc.director import Recorder, Ticket
 from epp.extproc.machine import NeedDecision, StreamMachine
+from epp.extproc.watchdog import Hung
 from epp.model import Rejection
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,9 @@ Messages = Iterable[ProcessingResponse]
 DECISION_TIMEOUT = 5.0
 """Seconds that a request may wait for its endpoint. Envoy itself sets no limit in FULL_DUPLEX_STREAMED."""
 
+TOO_LATE = "rejected-ttl-expired"
+"""Reason of a decision that did not come in time."""
+
 
 class Router(Protocol):
     """What chooses: at once, or later (when requests queue)."""
@@ -33,22 +39,38 @@ class Router(Protocol):
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request; raises Rejection."""
 
+    def response_received(self, served: str) -> dict[str, str]:
+        """An answer has begun whose request was not seen; headers to set on it."""
+
 
 class StreamService:
     """Opens exchanges; what a transport is given."""
 
-    def __init__(self, router: Router, recorder: Recorder, decision_timeout: float = DECISION_TIMEOUT) -> None:
+    def __init__(
+        self,
+        router: Router,
+        recorder: Recorder,
+        decision_timeout: float = DECISION_TIMEOUT,
+        watchdog: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """``watchdog`` is entered for each decision; it ends one that hangs with :class:`Hung`."""
         self._router = router
         self._recorder = recorder
         self._timeout = decision_timeout
+        self.watchdog = watchdog or nullcontext()
         self.streams = 0
         """Streams that are open now."""
 
-    def open(self) -> Exchange:
-        """A stream begins."""
+    def open(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> Exchange:
+        """A stream begins; ``metadata`` is what the gateway sent along with the call."""
         self.streams += 1
         self._recorder.stream_opened()
-        return Exchange(self, self._router, self._recorder, self._timeout)
+        hints = tuple(value for key, value in metadata if key == m.POOL and isinstance(value, str))
+        return Exchange(self, self._router, self._timeout, hints)
+
+    def processed(self, seconds: float) -> None:
+        """An answer has passed, and took this much of our own time; for exchanges."""
+        self._recorder.processing("response", seconds)
 
     def closed(self, seconds: float, code: str) -> None:
         """A stream has ended; for exchanges."""
@@ -59,15 +81,17 @@ class StreamService:
 class Exchange:
     """One ext_proc stream."""
 
-    def __init__(self, service: StreamService, router: Router, recorder: Recorder, timeout: float) -> None:
+    def __init__(self, service: StreamService, router: Router, timeout: float, hints: tuple[str, ...] = ()) -> None:
         self._service = service
         self._router = router
-        self._recorder = recorder
         self._timeout = timeout
-        self._machine = StreamMachine()
+        self._machine = StreamMachine(hints)
+        self._machine.on_response = self._begun
         self._ticket: Ticket | None = None
         self._opened = time.monotonic()
-        self._first_token = False
+        self._size = 0
+        self._spent = 0.0
+        """Seconds of our own work on the answer."""
 
     @property
     def done(self) -> bool:
@@ -76,10 +100,12 @@ class Exchange:
 
     def receive(self, message: ProcessingRequest) -> Messages | Coroutine[Any, Any, Messages]:
         """The answers to one message, later if the decision takes its time. Raises ProtocolError."""
+        started = time.perf_counter()
         out = self._machine.feed(message)
         if isinstance(out, NeedDecision):
             return self._decide(out)
         if self._machine.response is not None:
+            self._spent += time.perf_counter() - started
             self._follow_response()
         return out
 
@@ -95,7 +121,11 @@ class Exchange:
 
     def _decide(self, need: NeedDecision) -> Messages | Coroutine[Any, Any, Messages]:
         try:
-            ticket = self._router.decide(need)
+            with self._service.watchdog:
+                ticket = self._router.decide(need)
+        except Hung as error:
+            log.error("a decision was ended; the trace says where it hung", exc_info=error)
+            return self._machine.rejected(Rejection(503, "ServiceUnavailable", str(error), TOO_LATE))
         except Exception as error:
             return self._machine.rejected(_rejection(error))
         return self._accept(ticket) if isinstance(ticket, Ticket) else self._decide_later(ticket)
@@ -108,7 +138,7 @@ class Exchange:
             if not deadline.expired():
                 return self._machine.rejected(_rejection(error))
             message = f"no endpoint was chosen within {self._timeout:g} s"
-            return self._machine.rejected(Rejection(503, "ServiceUnavailable", message, "rejected-ttl-expired"))
+            return self._machine.rejected(Rejection(503, "ServiceUnavailable", message, TOO_LATE))
         except Exception as error:
             return self._machine.rejected(_rejection(error))
         return self._accept(ticket)
@@ -117,16 +147,25 @@ class Exchange:
         self._ticket = ticket
         return self._machine.routed(ticket.route)
 
+    def _begun(self, served: str) -> dict[str, str]:
+        """The answer's headers are here: count the request where it is served, and let plugins add headers."""
+        if self._ticket is None:
+            return self._router.response_received(served)
+        if served:
+            self._ticket.served(served)
+        return self._ticket.response_received(served)
+
     def _follow_response(self) -> None:
         """Take note of how far the answer is. Its endpoint is given back with its last byte."""
         response, ticket = self._machine.response, self._ticket
         if response is None or ticket is None or not ticket.open:
             return
-        if response.size and not self._first_token and response.status < 400:
-            self._first_token = True
-            ticket.record.first_token(response.streaming)
+        if response.size != self._size and response.status < 400:
+            self._size = response.size
+            ticket.record.piece(response.streaming)
         if not response.ended:
             return
+        self._service.processed(self._spent)
         if response.status >= 400:
             ticket.fail("ModelServerError")
         else:

@@ -49,6 +49,10 @@ class NeedDecision:
     """Endpoints that the gateway allows; None for all."""
     truncated: bool = False
     """The body may go on beyond what is here."""
+    announced: bool = False
+    """A body was announced. It may still have turned out empty."""
+    hints: tuple[str, ...] = ()
+    """What the gateway says of the pool: see :func:`epp.extproc.messages.pool_hints`."""
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ class Route:
 
     destination: str
     """``ip:port``, several with commas."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     """More headers to set on the request."""
     scores: Mapping[str, float] = field(default_factory=dict)
     body: bytes | None = None
@@ -71,11 +75,14 @@ class Route:
 class StreamMachine:
     """One ext_proc stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, hints: tuple[str, ...] = ()) -> None:
+        """``hints`` is what the gateway said of the pool when it opened the stream."""
         self.done = False
         """No message is expected any more: the stream can be closed."""
         self.response: ResponsePhase | None = None
         """The answer, once it has begun."""
+        self.on_response: Callable[[str], Mapping[str, str]] = lambda served: {}
+        """Asked for more headers of the answer, once it begins; is told which endpoint served it, if that is known."""
         self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
         self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
         self._headers: dict[str, str] | None = None
@@ -87,6 +94,7 @@ class StreamMachine:
         self._renaming = False
         self._ended = False
         self._first = True
+        self._hints = hints
 
     def feed(self, message: ProcessingRequest) -> Messages | NeedDecision:
         """Take the next message. Raises ProtocolError."""
@@ -101,7 +109,8 @@ class StreamMachine:
             case "request_trailers":
                 return self._request_trailers()
             case "response_headers":
-                return self._answer().headers(message.response_headers)
+                more = self.on_response(m.served_endpoint(message))
+                return self._answer().headers(message.response_headers, more)
             case "response_body":
                 return self._answer().body(message.response_body)
             case "response_trailers":
@@ -136,13 +145,16 @@ class StreamMachine:
     def _need(self, proceed: Callable[[Route], Messages], body: bytes = b"", truncated: bool = False) -> NeedDecision:
         self._continue = proceed
         self._body = body
-        return NeedDecision(self._headers or {}, body, self._subset, truncated)
+        announced = proceed != self._on_headers
+        return NeedDecision(self._headers or {}, body, self._subset, truncated, announced, self._hints)
 
     def _request_headers(self, message: ProcessingRequest) -> Messages | NeedDecision:
         if self._headers is not None or self.response:
             raise ProtocolError("request headers for the second time, or after the response")
         self._headers = m.header_map(message.request_headers)
         self._subset = m.subset_hint(message)
+        if message.attributes:
+            self._hints += m.pool_hints(message)
         if message.request_headers.end_of_stream:
             self._ended = True
             return self._need(self._on_headers)

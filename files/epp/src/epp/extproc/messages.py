@@ -36,7 +36,10 @@ SCORES = "x-gateway-destination-endpoint-scores"
 SUBSET = "x-gateway-destination-endpoint-subset"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 LB_NAMESPACE = "envoy.lb"
+SERVED = "x-gateway-destination-endpoint-served"
 REQUEST_ID = "x-request-id"
+POOL = "x-gateway-inference-pool"
+PREFER = "prefer"
 DROPPED_REASON = "x-llm-d-request-dropped-reason"
 RESPONSE_MARK = "x-went-into-resp-headers"
 OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
@@ -93,6 +96,33 @@ def subset_hint(message: ProcessingRequest) -> frozenset[str] | None:
     else:
         texts = [value.string_value]
     return frozenset(part for text in texts for part in re.split(r"[,\s]+", text) if part)
+
+
+def served_endpoint(message: ProcessingRequest) -> str:
+    """The endpoint that answered, by the gateway's word (``ip:port``); empty when it does not say."""
+    metadata = message.metadata_context.filter_metadata
+    if LB_NAMESPACE not in metadata or SERVED not in metadata[LB_NAMESPACE].fields:
+        return ""
+    served: str = metadata[LB_NAMESPACE].fields[SERVED].string_value
+    return served.strip()
+
+
+def pool_hints(message: ProcessingRequest) -> tuple[str, ...]:
+    """The parts of all attributes that Envoy was configured to send (``xds.route_name``, ``xds.cluster_name`` ...).
+
+    Gateways write the names of the objects that a route was made from into its name, separated by slashes.
+    """
+    texts = [value.string_value for group in message.attributes.values() for value in group.fields.values()]
+    return tuple(part for text in texts for part in text.split("/") if part)
+
+
+def prefers(headers: Mapping[str, str], preference: str) -> bool:
+    """Whether the client states this preference (RFC 7240)."""
+    stated = headers.get(PREFER, "")
+    if not stated:
+        return False
+    tokens = (part.partition(";")[0].partition("=")[0].strip().lower() for part in stated.split(","))
+    return preference in tokens
 
 
 def body_mode(number: int) -> BodyMode:

@@ -6,7 +6,7 @@ Whatever the mode, nothing is collected: a piece of the answer goes on as soon a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from epp.extproc import messages as m
@@ -37,15 +37,15 @@ class ResponsePhase:
         self._renamer = ModelRenamer(*rename) if rename else None
         self._has_length = False
 
-    def headers(self, message: HttpHeaders) -> Messages:
-        """Response headers."""
+    def headers(self, message: HttpHeaders, more: Mapping[str, str]) -> Messages:
+        """Response headers; ``more`` are set on them."""
         headers = m.header_map(message)
         status = headers.get(":status", "")
         self.status = int(status) if status.isdigit() else 0
         self.streaming = headers.get("content-type", "").startswith("text/event-stream")
         self.ended = message.end_of_stream
         self._has_length = "content-length" in headers
-        return (m.response_headers({m.RESPONSE_MARK: "true"}),)
+        return (m.response_headers({m.RESPONSE_MARK: "true", **more}),)
 
     def body(self, message: HttpBody) -> Messages:
         """A piece of the body, or all of it."""

@@ -3,8 +3,20 @@
 
 from __future__ import annotations
 
-from epp.observe.log import setup_logging
-from epp.observe.recorder import Recorder, RequestRecord
-from epp.observe.server import ObserveServer
+from epp.observe.access import AccessGuard
+from epp.observe.log import LogOptions, setup_logging
+from epp.observe.recorder import PoolRecorder, PoolView, Recorder, RequestRecord
+from epp.observe.server import MetricsTls, ObserveOptions, ObserveServer
 
-__all__ = ["ObserveServer", "Recorder", "RequestRecord", "setup_logging"]
+__all__ = [
+    "AccessGuard",
+    "LogOptions",
+    "MetricsTls",
+    "ObserveOptions",
+    "ObserveServer",
+    "PoolRecorder",
+    "PoolView",
+    "Recorder",
+    "RequestRecord",
+    "setup_logging",
+]

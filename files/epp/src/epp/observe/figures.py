@@ -14,6 +14,10 @@ REQUEST_BYTES = tuple(float(2**power) for power in range(6, 31))
 RESPONSE_BYTES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32778, 65536)
 INPUT_TOKENS = (1, *(2**power for power in range(3, 15)), 32778, 65536, 131072, 262144, 524288, 1048576)
 OUTPUT_TOKENS = (1, *(2**power for power in range(3, 14)))
+TPOT = (
+    *(0.0005, 0.00205, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2),
+    *(3, 4.5, 6, 12, 18, 24, 30, 36, 48, 60, 90, 120, 180, 270, 360),
+)
 TOKEN_TIME = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 RATIO = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HIT_BYTES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -70,6 +74,11 @@ class Figures:
             ),
             DURATION,
         )
+        text = "Seconds per token of a streamed answer after its first."
+        self.tpot = _request("request_tpot_seconds", "request_streaming_tpot_seconds", text, TPOT)
+        text = "Seconds between two pieces of a streamed answer."
+        name = _CANONICAL + "request_streaming_itl_seconds"
+        self.itl = Figure(_BY, (view(name, text, *_BY),), TPOT)
         self._scheduler()
         self._pool()
         self._streams()
@@ -138,6 +147,13 @@ class Figures:
         text = "Readings of endpoints' metrics that failed."
         name = _CANONICAL + "datalayer_poll_errors_total"
         self.poll_errors = Figure(("source_type",), (view(name, text, "source_type"),), counter=True)
+        text = "Readings of endpoints' metrics that had none of the metrics in them."
+        name, by = _CANONICAL + "datalayer_extract_errors_total", ("source_type", "extractor_type")
+        self.extract_errors = Figure(by, (view(name, text, *by),), counter=True)
+        text = "1 while the pool's endpoints are kept up to date, 0 while the last known ones are used."
+        self.source_up = Figure(("name",), (view(_CANONICAL + "datalayer_source_up", text, "name"),))
+        text = "1 while this process is the leader, or no leader is elected."
+        self.leader = Figure((), (view(_CANONICAL + "leader", text),))
 
     def _streams(self) -> None:
         name = _CANONICAL + "extproc_streams_"

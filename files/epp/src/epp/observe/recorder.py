@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -20,6 +21,19 @@ MAX_VALUES = 256
 OTHER = "other"
 
 
+@dataclass(frozen=True)
+class PoolView:
+    """What pool metrics are computed from."""
+
+    name: str
+    """Their ``name`` label."""
+    endpoints: Callable[[], Sequence[Endpoint]] = tuple
+    staleness: float = 2.0
+    """Readings that are overdue by more seconds are left out."""
+    problem: Callable[[], str] = str
+    """Why the endpoints may be out of date; empty when they are not."""
+
+
 class _Bound:
     """The figures of one combination of labels, looked up once."""
 
@@ -27,6 +41,7 @@ class _Bound:
         "cached_tokens",
         "duration",
         "input_tokens",
+        "itl",
         "labels",
         "ntpot",
         "output_tokens",
@@ -34,6 +49,7 @@ class _Bound:
         "requests",
         "response_bytes",
         "running",
+        "tpot",
         "ttft",
     )
 
@@ -48,22 +64,31 @@ class _Bound:
         self.output_tokens = figures.output_tokens.histogram(*labels)
         self.cached_tokens = figures.cached_tokens.histogram(*labels)
         self.ntpot = figures.ntpot.histogram(*labels)
+        self.tpot = figures.tpot.histogram(*labels)
+        self.itl = figures.itl.histogram(*labels)
         self.ttft = {flag: figures.ttft.histogram(*labels, str(flag).lower()) for flag in (False, True)}
 
 
 class RequestRecord:
-    """The metrics of one request from its decision to its end; every method may be called at most once."""
+    """The metrics of one request from its decision to its end."""
 
-    __slots__ = ("_bound", "_ended", "_figures", "_started")
+    __slots__ = ("_bound", "_ended", "_figures", "_first_at", "_last_at", "_started")
 
     def __init__(self, figures: Figures, bound: _Bound) -> None:
         self._figures, self._bound = figures, bound
         self._started = time.perf_counter()
+        self._first_at = self._last_at = 0.0
         self._ended = False
 
-    def first_token(self, streaming: bool) -> None:
-        """The first bytes of the answer's body have arrived."""
-        self._bound.ttft[streaming].observe(time.perf_counter() - self._started)
+    def piece(self, streaming: bool) -> None:
+        """Bytes of the answer's body have arrived: the first ones, or, in a stream of events, further ones."""
+        now = time.perf_counter()
+        if not self._first_at:
+            self._first_at = now
+            self._bound.ttft[streaming].observe(now - self._started)
+        elif streaming:
+            self._bound.itl.observe(now - self._last_at)
+        self._last_at = now if streaming else 0.0
 
     def finished(self, response_bytes: int, usage: Usage | None) -> None:
         """The answer has ended well or was cut off after its beginning."""
@@ -77,6 +102,8 @@ class RequestRecord:
         bound.input_tokens.observe(usage.prompt_tokens)
         bound.output_tokens.observe(usage.completion_tokens)
         bound.cached_tokens.observe(usage.cached_tokens)
+        if self._last_at and usage.completion_tokens > 1:
+            bound.tpot.observe((self._last_at - self._first_at) / (usage.completion_tokens - 1))
         if usage.completion_tokens > 0:
             bound.ntpot.observe(seconds / usage.completion_tokens)
 
@@ -95,18 +122,20 @@ class RequestRecord:
 class Recorder:
     """Counts and measures. Cheap enough for the hot path; used from one event loop."""
 
-    def __init__(self, pool: str = "") -> None:
-        """``pool`` is the value of the pool metrics' ``name`` label."""
-        self._pool = pool
+    def __init__(self, streams: bool = True) -> None:
+        """``streams`` says whether streams are counted and timed (flag enable-grpc-stream-metrics)."""
+        self._count_streams = streams
         self._figures = Figures()
-        self._figures.streams.value()
+        self._figures.leader.value().set(1.0)
+        if streams:
+            self._figures.streams.value()
         self._figures.info.value("", _version()).set(1.0)
         self._bound: dict[tuple[str, str, str, int], _Bound] = {}
         self._models: set[str] = set()
         self._flows: set[str] = set()
         self._priorities: set[str] = set()
-        self._endpoints: Callable[[], Sequence[Endpoint]] = tuple
-        self._staleness = 2.0
+        self._pools: dict[str, PoolView] = {}
+        self._prefix_sizes: dict[tuple[str, str], int] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -146,10 +175,13 @@ class Recorder:
 
     def stream_opened(self) -> None:
         """An ext_proc stream began."""
-        self._figures.streams.value().add()
+        if self._count_streams:
+            self._figures.streams.value().add()
 
     def stream_closed(self, seconds: float, code: str) -> None:
         """An ext_proc stream ended with a gRPC status ``code`` (``OK``, ``CANCELLED`` ...)."""
+        if not self._count_streams:
+            return
         self._figures.streams.value().add(-1.0)
         self._figures.stream_seconds.histogram().observe(seconds)
         self._figures.stream_codes.value(code).add()
@@ -175,18 +207,30 @@ class Recorder:
         if total_bytes > 0:
             self._figures.hit_ratio.histogram(*labels).observe(hit_bytes / total_bytes)
 
-    def prefix_index_size(self, name: str, entries: int) -> None:
-        """Entries in a prefix index now."""
-        self._figures.prefix_size.value(name, "approx-prefix-cache-producer").set(entries)
+    def prefix_index_size(self, name: str, entries: int, pool: str = "") -> None:
+        """Entries in the prefix index of a plugin now; those of several pools add up."""
+        self._prefix_sizes[pool, name] = entries
+        total = sum(size for (_, plugin), size in self._prefix_sizes.items() if plugin == name)
+        self._figures.prefix_size.value(name, "approx-prefix-cache-producer").set(total)
 
-    def scrape_failed(self, endpoint: Endpoint, reason: str) -> None:
-        """One reading of an endpoint's metrics failed."""
-        self._figures.poll_errors.value("metrics-data-source").add()
+    def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
+        """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""
+        if extraction:
+            self._figures.extract_errors.value("metrics-data-source", "core-metrics-extractor").add()
+        else:
+            self._figures.poll_errors.value("metrics-data-source").add()
 
-    def watch_pool(self, endpoints: Callable[[], Sequence[Endpoint]], staleness: float = 2.0) -> None:
-        """Compute the pool's metrics from these endpoints whenever metrics are read; readings that are more than
-        ``staleness`` seconds overdue are left out."""
-        self._endpoints, self._staleness = endpoints, staleness
+    def watch_failed(self, reason: str) -> None:
+        """One request to the API server for pools or pods failed."""
+        self._figures.poll_errors.value("k8s").add()
+
+    def leading(self, leader: bool) -> None:
+        """Whether this process may take traffic, as far as the election is concerned."""
+        self._figures.leader.value().set(float(leader))
+
+    def watch_pool(self, view: PoolView) -> None:
+        """Compute this pool's metrics whenever metrics are read."""
+        self._pools[view.name] = view
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format. May run in another thread than the rest: it only reads."""
@@ -194,29 +238,48 @@ class Recorder:
 
     def collect(self) -> Iterator[Metric]:
         """Every figure under every name; prometheus-client calls this."""
-        self._measure_pool()
+        self._measure()
         for figure in self._figures.all():
             yield from figure.collect()
 
-    def _measure_pool(self) -> None:
-        endpoints = self._endpoints()
+    def _measure(self) -> None:
+        self._figures.queue.clear()
+        for view in self._pools.values():
+            self._measure_pool(view)
+
+    def _measure_pool(self, view: PoolView) -> None:
+        endpoints = view.endpoints()
         now, figures = time.monotonic(), self._figures
-        figures.queue.clear()
         fresh = []
         for endpoint in endpoints:
             metrics = endpoint.metrics
-            if metrics.updated_at and now - metrics.updated_at <= self._staleness + metrics.interval:
+            if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
-                figures.queue.value(self._pool, endpoint.name).set(metrics.waiting)
+                figures.queue.value(view.name, endpoint.name).set(metrics.waiting)
         samples = {
             "kv_cache_utilization": [metrics.kv_cache_usage for metrics in fresh],
             "queue_size": [float(metrics.waiting) for metrics in fresh],
             "running_requests": [float(metrics.running) for metrics in fresh],
         }
         for name, values in samples.items():
-            figures.pool[f"average_{name}"].value(self._pool).set(statistics.fmean(values) if values else 0.0)
-            figures.pool[f"std_dev_{name}"].value(self._pool).set(statistics.pstdev(values) if values else 0.0)
-        figures.pool["ready_endpoints"].value(self._pool).set(len(endpoints))
+            figures.pool[f"average_{name}"].value(view.name).set(statistics.fmean(values) if values else 0.0)
+            figures.pool[f"std_dev_{name}"].value(view.name).set(statistics.pstdev(values) if values else 0.0)
+        figures.pool["ready_endpoints"].value(view.name).set(len(endpoints))
+        figures.source_up.value(view.name).set(0.0 if view.problem() else 1.0)
+
+
+class PoolRecorder:
+    """What the scheduler of one pool reports to."""
+
+    def __init__(self, recorder: Recorder, pool: str) -> None:
+        self._recorder, self._pool = recorder, pool
+        self.scheduled = recorder.scheduled
+        self.plugin = recorder.plugin
+        self.prefix_match = recorder.prefix_match
+
+    def prefix_index_size(self, name: str, entries: int) -> None:
+        """Entries in a prefix index of this pool now."""
+        self._recorder.prefix_index_size(name, entries, self._pool)
 
 
 def _bounded(value: str, seen: set[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractor
+from epp.plugins.destination_endpoint_served_verifier import DestinationEndpointServedVerifier
+from epp.plugins.file_discovery import FileDiscovery
 from epp.plugins.header_based_testing_filter import HeaderBasedTestingFilter
 from epp.plugins.kv_cache_utilization_scorer import KVCacheUtilizationScorer
 from epp.plugins.lora_affinity_scorer import LoraAffinityScorer
@@ -25,6 +27,8 @@ from epp.scheduling.api import Plugin
 _ALL: tuple[type[Plugin], ...] = (
     ApproxPrefixCacheProducer,
     CoreMetricsExtractor,
+    DestinationEndpointServedVerifier,
+    FileDiscovery,
     HeaderBasedTestingFilter,
     KVCacheUtilizationScorer,
     LoraAffinityScorer,

@@ -16,22 +16,25 @@ from epp.scheduling.api import (
     Profile,
     ProfileHandler,
     RequestHook,
+    ResponseHook,
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
 )
-from epp.scheduling.scheduler import Scheduler
+from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Context",
     "Filter",
     "Picker",
     "Plugin",
+    "PluginError",
     "PrefixMatch",
     "Producer",
     "Profile",
     "ProfileHandler",
     "RequestHook",
+    "ResponseHook",
     "SaturationDetector",
     "Scheduler",
     "SchedulingRecorder",

@@ -108,7 +108,7 @@ class Context(Protocol):
         """The only source of chance, so that a seed makes a run repeatable."""
 
     def plugin(self, name: str) -> Plugin:
-        """The configured plugin of that name, built first if need be; KeyError if there is none."""
+        """The configured plugin of that name, built first if need be; PluginError if there is none."""
 
     def of_type(self, plugin_type: str) -> Plugin:
         """The first configured plugin of that type; one with default parameters if none is configured."""
@@ -174,6 +174,15 @@ class RequestHook(Plugin):
         """The answer has ended; ``usage`` is None when the server did not say."""
 
 
+class ResponseHook(Plugin):
+    """Looks at the beginning of an answer."""
+
+    @abstractmethod
+    def response_received(self, served: str) -> Mapping[str, str]:
+        """The answer's headers are here. ``served`` is the ``ip:port`` that the gateway says has served the request,
+        empty when it does not say. Returns headers to set on the answer."""
+
+
 class SaturationDetector(Plugin):
     """Says how full a pool is."""
 
@@ -184,6 +193,10 @@ class SaturationDetector(Plugin):
 
 class DataSource(Plugin):
     """Says where the data layer reads metrics; only its parameters matter, and the data layer reads those."""
+
+
+class Discovery(Plugin):
+    """Says where the endpoints come from; only its parameters matter, and the data layer reads those."""
 
 
 class Extractor(Plugin):

@@ -20,6 +20,7 @@ from epp.scheduling.api import (
     Producer,
     ProfileHandler,
     RequestHook,
+    ResponseHook,
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
 MAX_ROUNDS = 8
 """Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
+
+
+class PluginError(ValueError):
+    """A plugin that cannot be made from its parameters; the text names it."""
 
 
 class Scheduler:
@@ -53,6 +58,7 @@ class Scheduler:
         plugins = builder.built()
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
         self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
+        self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
     @classmethod
     def from_config(
@@ -63,7 +69,10 @@ class Scheduler:
         recorder: SchedulingRecorder,
         seed: int | None = None,
     ) -> Scheduler:
-        """Build all plugins and profiles of a loaded configuration. ``seed`` makes its chances repeatable."""
+        """Build all plugins and profiles of a loaded configuration; ``seed`` makes its chances repeatable.
+
+        Raises PluginError.
+        """
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
 
     def admit(self, request: InferenceRequest) -> None:
@@ -82,13 +91,14 @@ class Scheduler:
         sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
         """
         self.admit(request)
-        if not candidates:
+        standing = _standing(candidates)
+        if not standing:
             raise Rejection(503, "ServiceUnavailable", NO_ENDPOINTS, "rejected-no-endpoints")
         started = time.perf_counter()
         target = request.target_model or request.model
         endpoint: Endpoint | None = None
         try:
-            decision = self._decide(request, _standing(candidates))
+            decision = self._decide(request, standing)
             endpoint = decision.endpoints[0]
             return decision
         finally:
@@ -105,6 +115,18 @@ class Scheduler:
             except Exception:
                 self._failures.report(hook, "the request goes out without it")
             self._recorder.plugin("PreRequest", hook.TYPE, hook.name, time.perf_counter() - started)
+
+    def response_received(self, served: str) -> dict[str, str]:
+        """The answer's headers are here, from ``served`` (``ip:port``, if known); headers to set on it."""
+        headers: dict[str, str] = {}
+        for hook in self._response_hooks:
+            started = time.perf_counter()
+            try:
+                headers.update(hook.response_received(served))
+            except Exception:
+                self._failures.report(hook, "the answer goes on without it")
+            self._recorder.plugin("ResponseReceived", hook.TYPE, hook.name, time.perf_counter() - started)
+        return headers
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
@@ -138,10 +160,18 @@ class Scheduler:
             message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
         profiles = {name: tuple(picked) for name, picked in picks.items() if picked is not None}
-        return Decision(tuple(best.picked), best.scores, profiles)
+        return Decision(tuple(best.picked), best.scores, profiles, cached_prefix(request, best.picked[0]))
 
     def _profile(self, name: str) -> ProfileRunner:
         return next(profile for profile in self._profiles if profile.name == name)
+
+
+def cached_prefix(request: InferenceRequest, endpoint: Endpoint) -> bool:
+    """Whether any producer believes that the endpoint holds the beginning of the prompt in its prefix cache."""
+    return any(
+        isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH) and value.blocks.get(endpoint, 0) > 0
+        for key, value in request.attributes.items()
+    )
 
 
 def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
@@ -155,9 +185,8 @@ def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
 
 
 def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
-    """The candidates without those whose process is known to be gone, unless that is all of them."""
-    standing = [endpoint for endpoint in candidates if not endpoint.refused]
-    return standing or list(candidates)
+    """The candidates without those whose process is known to be gone."""
+    return [endpoint for endpoint in candidates if not endpoint.refused]
 
 
 def _runner(spec: ProfileSpec, builder: Builder, failures: Failures) -> ProfileRunner:
@@ -197,22 +226,28 @@ class Builder:
         return list(self._plugins.values())
 
     def build(self, name: str) -> Plugin:
-        """The plugin of that name, made now unless it is there. Raises KeyError, and ValueError for a circle."""
+        """The plugin of that name, made now unless it is there. Raises PluginError."""
         if name in self._plugins:
             return self._plugins[name]
         if name in self._building:
-            raise ValueError("plugins need each other in a circle: " + " -> ".join([*self._building, name]))
-        spec = self._specs[name]
+            raise PluginError("plugins need each other in a circle: " + " -> ".join([*self._building, name]))
+        spec = self._specs.get(name)
+        if spec is None:
+            raise PluginError(f"no plugin is named {name!r}; add it to plugins")
         self._building.append(name)
         try:
             plugin = self._registry[spec.type](name, spec.parameters, self)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(f"plugin {name} ({spec.type}) cannot be made: {error or type(error).__name__}") from error
         finally:
             self._building.pop()
         self._plugins[name] = plugin
         return plugin
 
     def plugin(self, name: str) -> Plugin:
-        """The configured plugin of that name, built first if need be; KeyError if there is none."""
+        """The configured plugin of that name, built first if need be; PluginError if there is none."""
         return self.build(name)
 
     def of_type(self, plugin_type: str) -> Plugin:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,8 +47,8 @@ class Exchange(Protocol):
 class Service(Protocol):
     """Opens an exchange for each stream."""
 
-    def open(self) -> Exchange:
-        """A stream begins."""
+    def open(self, metadata: Sequence[tuple[str, str | bytes]] = ...) -> Exchange:
+        """A stream begins; ``metadata`` is what the gateway sent along with the call."""
 
 
 @dataclass(frozen=True)

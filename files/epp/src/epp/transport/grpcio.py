@@ -74,7 +74,7 @@ class GrpcioTransport:
     async def _process(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """One stream. When the peer goes away, grpcio cancels this, or lets it read an ordinary end."""
         self._open += 1
-        exchange = self._service.open()
+        exchange = self._service.open(context.invocation_metadata() or ())
         code = "CANCELLED"
         try:
             await _pump(exchange, context)

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Serving: wires the rooms together, runs until told to stop, drains. Only the command line interface imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import re
+import signal
+import socket
+import ssl
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import uvloop
+
+from epp import __version__, ciphers, config, plugins
+from epp.config import ConfigError, EndpointPickerConfig
+from epp.datalayer import Datastore, EndpointsFile, PoolWatcher, Scraper, SelectorWatcher, Source
+from epp.datalayer.file import EndpointsFileError
+from epp.datalayer.kubernetes import KubeClient, KubeConfigError
+from epp.datalayer.lease import Election, LeaseName
+from epp.datalayer.objectives import Objectives
+from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.model import Endpoint
+from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
+from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.scheduling import PluginError, Scheduler
+from epp.settings import Settings
+from epp.transport import (
+    MESSAGE_SIZE,
+    CertificateError,
+    GrpcioTransport,
+    HealthServer,
+    TlsSource,
+    Transport,
+    TransportOptions,
+)
+
+log = logging.getLogger("epp")
+
+
+class StartError(Exception):
+    """Something that keeps the EPP from starting or running; the text says what to do."""
+
+
+_EXPECTED = (
+    ConfigError,
+    StartError,
+    PluginError,
+    EndpointsFileError,
+    KubeConfigError,
+    CertificateError,
+    OSError,
+)
+
+
+def run(settings: Settings, cfg: EndpointPickerConfig) -> int:
+    """Serve until a signal comes; returns the exit status."""
+    for warning in cfg.warnings:
+        log.warning("%s: %s", cfg.source, warning)
+    try:
+        uvloop.run(_serve(settings, cfg))
+    except _EXPECTED as error:
+        log.error("cannot start: %s", error)
+        return 1
+    return 0
+
+
+class Worker(Protocol):
+    """A part that works in the background."""
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Everything that one pool has of its own."""
+
+    name: str
+    datastore: Datastore
+    source: Source
+    scraper: Scraper
+    director: Director
+
+
+@dataclass
+class _Servers:
+    """What listens."""
+
+    transport: Transport
+    health: HealthServer
+    observe: ObserveServer
+
+    async def start(self, settings: Settings) -> None:
+        """Listen on all ports. Raises OSError for one that cannot be had."""
+        grpc = await self.transport.start()
+        health = await self.health.start()
+        try:
+            metrics = await self.observe.start()
+        except OSError as error:
+            raise OSError(f"cannot listen on --metrics-port={settings.metrics_port}: {error.strerror}") from None
+        tls = "TLS" if settings.secure_serving else "plaintext"
+        where = f"ext_proc on {grpc} ({tls}), health on {health}, metrics on {metrics}"
+        log.info("epp %s serving: %s", __version__, where)
+
+    async def stop(self) -> None:
+        """Close whatever is open."""
+        await self.transport.stop()
+        await self.health.stop()
+        await self.observe.stop()
+
+
+@dataclass
+class _Running:
+    """What is needed to run and to end."""
+
+    settings: Settings
+    servers: _Servers
+    health: Health
+    work: Sequence[Worker]
+    election: Election | None
+    stop: asyncio.Event
+
+
+async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
+    """Wire, start, wait for a signal, drain. Raises what keeps it from starting or running."""
+    stop = _signals()
+    recorder = Recorder(streams=settings.enable_grpc_stream_metrics)
+    client = _client(settings, cfg)
+    watchdog = Watchdog()
+    try:
+        if client is not None:
+            client.on_failure = recorder.watch_failed
+        objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
+        pools = _pools(settings, cfg, client, objectives, recorder)
+        health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
+        election = _election(settings, cfg, client, health, recorder)
+        service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
+        servers = _Servers(
+            transport=GrpcioTransport(service, _transport_options(settings)),
+            health=HealthServer(health, health.services(), port=settings.grpc_health_port),
+            observe=_observe(settings, client, recorder, pools, health, election),
+        )
+        work: list[Worker] = [worker for pool in pools for worker in (pool.source, pool.scraper)]
+        if objectives is not None:
+            work.append(objectives)
+        watchdog.start()
+        try:
+            await servers.start(settings)
+            await _run(_Running(settings, servers, health, work, election, stop))
+        finally:
+            await servers.stop()
+    finally:
+        watchdog.stop()
+        if client is not None:
+            await client.close()
+
+
+def _synced(datastore: Datastore) -> Callable[[], bool]:
+    return lambda: datastore.synced
+
+
+def _router(pools: Sequence[Pool], recorder: Recorder) -> Director | PoolRouter:
+    if len(pools) == 1:
+        return pools[0].director
+    return PoolRouter({pool.name: pool.director for pool in pools}, recorder)
+
+
+async def _run(running: _Running) -> None:
+    """Work until a signal comes, then drain. Raises if a part of the work ends by itself."""
+    gc.freeze()  # what exists now lives as long as the process: keep the collector away from it
+    tasks = [asyncio.create_task(each.run()) for each in running.work]
+    competing = asyncio.create_task(running.election.run()) if running.election else None
+    waiting = asyncio.create_task(running.stop.wait())
+    everything = [*tasks, *([competing] if competing else [])]
+    try:
+        await asyncio.wait([waiting, *everything], return_when=asyncio.FIRST_COMPLETED)
+        _raise_if_dead(everything)
+        running.health.draining = True
+        if competing is not None:
+            competing.cancel()  # gives the lease back, so that another one can lead while this one drains
+        await _drain(running)
+    finally:
+        for task in (waiting, *everything):
+            task.cancel()
+        await asyncio.gather(waiting, *everything, return_exceptions=True)
+
+
+async def _drain(running: _Running) -> None:
+    """Serve what comes although no traffic is wanted any more. A second signal ends it."""
+    running.stop.clear()
+    timeout = running.settings.drain_timeout
+    log.info("shutting down: NOT_SERVING, open streams have %g s", timeout)
+    draining = asyncio.create_task(running.servers.transport.drain(timeout))
+    second = asyncio.create_task(running.stop.wait())
+    await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
+    for task in (draining, second):
+        task.cancel()
+    log.info("stopped")
+
+
+def _raise_if_dead(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """The data layer works until it is cancelled. If a part of it ended, the process must not live on half-dead."""
+    for task in tasks:
+        if task.done():
+            error = None if task.cancelled() else task.exception()
+            raise error or StartError("a background task ended unexpectedly")
+
+
+def _signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _file(settings: Settings, cfg: EndpointPickerConfig) -> FileDiscoveryParameters | None:
+    """The endpoints file, from the flag or the configuration; None when the endpoints come from Kubernetes."""
+    if settings.endpoints_file:
+        return FileDiscoveryParameters(settings.endpoints_file, watch_file=True)
+    if not cfg.discovery:
+        return None
+    parameters = cfg.plugin(cfg.discovery).parameters
+    assert isinstance(parameters, FileDiscoveryParameters)
+    return parameters
+
+
+def _client(settings: Settings, cfg: EndpointPickerConfig) -> KubeClient | None:
+    return None if _file(settings, cfg) else KubeClient.from_environment()
+
+
+def _pools(
+    settings: Settings,
+    cfg: EndpointPickerConfig,
+    client: KubeClient | None,
+    objectives: Objectives | None,
+    recorder: Recorder,
+) -> list[Pool]:
+    """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
+    file = _file(settings, cfg)
+    names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
+    tracing = _tracing(settings)
+    options = DirectorOptions(not settings.disable_endpoint_subset_filter, settings.emit_endpoint_scores, tracing)
+    given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
+    scraping = config.scrape_options(cfg, given)
+    pools = []
+    for name in names:
+        datastore = Datastore(name)
+        source = _source(settings, file, client, datastore)
+        recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
+        scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
+        priority_of = partial(objectives.priority, name) if objectives else _no_priority
+        director = Director(scheduler, datastore, recorder, options, priority_of)
+        pools.append(Pool(name, datastore, source, Scraper(datastore, scraping, recorder.scrape_failed), director))
+    return pools
+
+
+def _no_priority(objective: str) -> int:
+    return 0
+
+
+def _source(
+    settings: Settings, file: FileDiscoveryParameters | None, client: KubeClient | None, datastore: Datastore
+) -> Source:
+    """What fills a datastore."""
+    if file is not None:
+        endpoints = EndpointsFile(datastore, file.path, watch=file.watch_file)
+        endpoints.load()
+        return endpoints
+    assert client is not None
+    namespace = settings.pool_namespace
+    if not settings.endpoint_selector:
+        try:
+            return PoolWatcher(datastore, client, namespace, datastore.pool, settings.pool_group)
+        except ValueError as error:
+            raise StartError(f"--pool-group: {error}") from None
+    try:
+        return SelectorWatcher(datastore, client, namespace, settings.endpoint_selector, settings.endpoint_target_ports)
+    except ValueError as error:
+        raise StartError(f"--endpoint-selector={settings.endpoint_selector}: {error}") from None
+
+
+def _deployment(settings: Settings) -> str:
+    """The name that stands for the pool where there is none: this pod's Deployment, as in the reference."""
+    pod = os.environ.get("POD_NAME", "")
+    match = re.fullmatch(r"(.+)-[a-z0-9]+-[a-z0-9]+", pod)
+    return match[1] if match else settings.endpoint_selector
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    try:
+        return Tracing.from_environment(os.environ) if settings.tracing else None
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+LEASE_DOMAINS = {"llm-d.ai": "llm-d.ai"}
+GAIE_LEASE_DOMAIN = "gateway-api-inference-extension.sigs.k8s.io"
+
+
+def _election(
+    settings: Settings, cfg: EndpointPickerConfig, client: KubeClient | None, health: Health, recorder: Recorder
+) -> Election | None:
+    """Competes for the lease that the reference would take whose configuration this is, so that both can stand side
+    by side during a change from one to the other: llm-d-router's by its API group, GAIE's otherwise."""
+    if not settings.ha_enable_leader_election or client is None:
+        return None
+    configured = bool(settings.config_file or settings.config_text)
+    group = cfg.api_version.partition("/")[0] if configured else ""
+    domain = LEASE_DOMAINS.get(group, GAIE_LEASE_DOMAIN)
+    pool = settings.pool_name[0] if settings.pool_name else _deployment(settings)
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", pool):
+        raise StartError("--ha-enable-leader-election with --endpoint-selector needs POD_NAME, which names the lease")
+    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
+    lease = LeaseName(settings.pool_namespace, f"epp-{settings.pool_namespace}-{pool}.{domain}", identity)
+
+    def changed(leader: bool) -> None:
+        health.leader = leader
+        recorder.leading(leader)
+
+    changed(False)
+    return Election(client, lease, changed)
+
+
+def _observe(
+    settings: Settings,
+    client: KubeClient | None,
+    recorder: Recorder,
+    pools: Sequence[Pool],
+    health: Health,
+    election: Election | None,
+) -> ObserveServer:
+    tls = None
+    if settings.metrics_cert_dir:
+        minimum = ssl.TLSVersion.TLSv1_3 if settings.tls_min_version == ciphers.VERSION13 else ssl.TLSVersion.TLSv1_2
+        suites = ciphers.openssl(settings.tls_cipher_suites)
+        tls = MetricsTls(settings.metrics_cert_dir, settings.metrics_client_ca_file, minimum, suites)
+    guard = AccessGuard(client) if client is not None and settings.metrics_endpoint_auth else None
+
+    def endpoints() -> Mapping[str, Sequence[Endpoint]]:
+        return {pool.name: pool.datastore.endpoints() for pool in pools}
+
+    def state() -> tuple[str, str]:
+        troubles = [pool.source.problem() for pool in pools] + [election.problem if election else ""]
+        return health.problem(), "; ".join(dict.fromkeys(trouble for trouble in troubles if trouble))
+
+    options = ObserveOptions(port=settings.metrics_port, guard=guard, tls=tls, profiling=settings.enable_pprof)
+    return ObserveServer(recorder, endpoints, state, options)
+
+
+def _transport_options(settings: Settings) -> TransportOptions:
+    return TransportOptions(
+        port=settings.grpc_port,
+        tls=TlsSource(settings.cert_path, settings.enable_cert_reload) if settings.secure_serving else None,
+        max_receive=settings.grpc_max_recv_msg_size or MESSAGE_SIZE,
+        max_send=settings.grpc_max_send_msg_size or MESSAGE_SIZE,
+        health_checking=settings.health_checking,
+    )
