@@ -3,19 +3,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Bring a set to its wanted state: decide without writing, refuse as a whole, then write in order.
 
+0. With a membership, all that the set holds is read; what it no longer should hold must be free to go.
 1. Everything that can be judged beforehand is: live objects are read, those in sync are done, the others go through a
    server-side dry run. One refusal stops the set before anything is written.
 2. CRDs and namespaces are written; what depended on them is then judged in the same way, before more is written.
-3. The rest is written phase by phase.
+3. The rest is written phase by phase. What nobody wants any more is left in ``strays``, for the caller to delete.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
+from ansible_collections.inferops.cluster.plugins.module_utils.collateral import refuse_collateral
+from ansible_collections.inferops.cluster.plugins.module_utils.deadline import Deadline
 from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource
 from ansible_collections.inferops.cluster.plugins.module_utils.drift import in_sync, same_content, same_ownership
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError
@@ -26,8 +29,12 @@ from ansible_collections.inferops.cluster.plugins.module_utils.members import (
     defined_by,
     read_live,
 )
+from ansible_collections.inferops.cluster.plugins.module_utils.membership import Membership, carry_over
 from ansible_collections.inferops.cluster.plugins.module_utils.order import CRDS, NAMESPACES, phases, rank
 from ansible_collections.inferops.cluster.plugins.module_utils.readiness import readiness
+from ansible_collections.inferops.cluster.plugins.module_utils.wait import wait_gone
+
+Json = Dict[str, Any]
 
 ESTABLISH_TIMEOUT = 60.0  # seconds for a CRD to be served
 POLL = 0.2  # seconds
@@ -43,23 +50,72 @@ class Applier:
     manager: str
     force: bool
     check_mode: bool
+    deadline: Deadline
+    membership: Optional[Membership] = None
+    strays: List[Member] = field(default_factory=list)  # objects of the set that it no longer names
 
     def run(self) -> None:
         """Decide, and unless in check mode write. Members tell what happened; ClusterError when the set is refused."""
-        read_live(self.client, self.members)
+        self._read()
+        self._let_leave()
         pending = self._judge(self.members)
         if self.check_mode:
             for member in pending:
                 self._assume(member)
+            for member in self.strays:
+                member.action = "deleted"
+            if self.membership:
+                self.membership.foresee(self.members)
             return
+        self._write([member for member in self.members if self._holds_record(member)])
+        if self.membership:
+            self.membership.widen(self.members)
         first = [member for member in self.members if self._rank(member) in (CRDS, NAMESPACES)]
-        self._write(first)
+        self._write([member for member in first if not member.written])
         if pending:
             self._open_kinds(pending)
             read_live(self.client, pending)
             for member in self._judge(pending):
                 self._assume(member)
-        self._write([member for member in self.members if member not in first])
+        later = [member for member in self.members if self._rank(member) not in (CRDS, NAMESPACES)]
+        self._write(later)
+
+    def _read(self) -> None:
+        """What is there; with a membership, also what should no longer be."""
+        if self.membership is None:
+            read_live(self.client, self.members)
+            carry_over(self.members, self.manager)
+            return
+        self.membership.read()
+        self.strays = self.membership.survey(self.members)
+        read_live(self.client, [member for member in self.members if member.live is None])
+        if not self.force:
+            self.membership.refuse_others(self.members)
+        leaving = [self.membership.live, *(member.live for member in self.strays)]
+        refuse_collateral(self.client, self.discovery, self.strays, leaving)
+        self.membership.join(self.members)
+
+    def _let_leave(self) -> None:
+        """An earlier deletion of members may not have ended. They are made anew once they are gone."""
+        leaving = [member for member in self.members if member.live and _leaves(member.live)]
+        if not leaving:
+            return
+        if not self.check_mode:
+            wait_gone(self.client, leaving, self.deadline)
+            self._read()
+            return
+        namespaces = {member.wanted["metadata"]["name"] for member in leaving if self._rank(member) == NAMESPACES}
+        for member in self.members:
+            if member in leaving or member.namespace in namespaces:
+                member.live = None
+
+    def _holds_record(self, member: Member) -> bool:
+        """Is this the namespace in which the record of the set will be?"""
+        return (
+            self.membership is not None
+            and self._rank(member) == NAMESPACES
+            and member.wanted["metadata"]["name"] == self.membership.namespace
+        )
 
     def _judge(self, members: List[Member]) -> List[Member]:
         """Decide the action of each member. Returns those that wait for another member; raises when any is refused."""
@@ -194,3 +250,7 @@ class Applier:
     @staticmethod
     def _rank(member: Member) -> int:
         return rank(member.wanted)
+
+
+def _leaves(item: Json) -> bool:
+    return bool(item["metadata"].get("deletionTimestamp"))

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from ansible_collections.inferops.cluster.plugins.module_utils.access import Access
@@ -32,6 +32,8 @@ CONNECT_TIMEOUT = 10.0  # seconds
 REQUEST_TIMEOUT = 60.0  # seconds; the API server's own limit for one request
 ATTEMPTS = 6  # of one request, for throttling, overload and broken connections
 FIRST_CONTACT_ATTEMPTS = 2  # while the server has never answered: a wrong address should fail fast
+WATCH_GRACE = 10.0  # seconds that the server may be late to end a watch, before the connection counts as dead
+PAGE = 500  # objects of one answer to a LIST
 BACKOFF_CAP = 5.0  # seconds
 # A 500 is worth another try only when its text says that something between the server and its helpers was missing.
 TRANSIENT_500 = ("failed calling webhook", "etcdserver:", "connection refused", "deadline exceeded", "timed out")
@@ -87,6 +89,56 @@ class Client:
                 return None
             raise
 
+    def list(self, path: str, **query: str) -> List[Dict[str, Any]]:
+        """All items of the collection at ``path``."""
+        return self.snapshot(path, **query)[0]
+
+    def snapshot(self, path: str, **query: str) -> Tuple[List[Dict[str, Any]], str]:
+        """All items of the collection, read page by page, and the resourceVersion from which to watch it on."""
+        items: List[Dict[str, Any]] = []
+        page: Dict[str, str] = {}
+        while True:
+            try:
+                answer = self.get(path, limit=str(PAGE), **query, **page)
+            except ApiError as error:
+                if error.status != 410 or not page:
+                    raise
+                items, page = [], {}  # the server no longer has the state that the first page was taken from
+                continue
+            items.extend(answer.get("items") or [])
+            metadata = answer.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion") or "")
+            page = {"continue": metadata["continue"]}
+
+    def watch(self, path: str, version: str, seconds: float, **query: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
+        """Changes of the collection since ``version``, as (ADDED, MODIFIED or DELETED, object), as they happen.
+
+        Ends after ``seconds`` or when the server ends it. Uses a connection of its own. Raises ApiError (410: the
+        version is too old, list again) and UnreachableError.
+        """
+        query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(int(seconds) or 1), **query}
+        target = f"{self._prefix}{path}?{urlencode(query)}"
+        connection: Optional[http.client.HTTPConnection] = None
+        try:
+            connection = self._connect()
+            if connection.sock is not None:
+                connection.sock.settimeout(seconds + WATCH_GRACE)
+            self._send(connection, "GET", target, None, self._headers())
+            response = connection.getresponse()
+            if response.status >= 300:
+                raise ApiError(response.status, _status_body(response.read()), "GET", path)
+            for event in _events(response):
+                body = event.get("object") or {}
+                if event.get("type") == "ERROR":
+                    raise ApiError(int(body.get("code") or 500), body, "GET", path)
+                yield str(event.get("type")), body
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(self._unreachable(error, 1)) from error
+        finally:
+            if connection is not None:
+                connection.close()
+
     def apply(
         self, path: str, body: Dict[str, Any], manager: str, force: bool = False, dry_run: bool = False
     ) -> Dict[str, Any]:
@@ -120,7 +172,7 @@ class Client:
         """One API call with retries. Every call this client makes may be repeated without harm."""
         target = f"{self._prefix}{path}" + (f"?{urlencode(query)}" if query else "")
         payload = json.dumps(body).encode() if body is not None else None
-        headers = {"Accept": "application/json", "User-Agent": self._user_agent}
+        headers = self._headers()
         if content_type:
             headers["Content-Type"] = content_type
         attempt = 0
@@ -149,6 +201,25 @@ class Client:
     ) -> Tuple[int, Optional[float], bytes]:
         """Send one request on this thread's connection: HTTP status, Retry-After in seconds, body."""
         connection = self._connection()
+        self._send(connection, method, target, payload, headers)
+        response = connection.getresponse()
+        text = response.read()
+        for warning in response.headers.get_all("Warning") or []:
+            self.warnings[_warning_text(warning)] = None
+        retry_after = response.headers.get("Retry-After", "")
+        return response.status, float(retry_after) if retry_after.isdigit() else None, text
+
+    def _headers(self) -> Dict[str, str]:
+        return {"Accept": "application/json", "User-Agent": self._user_agent}
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        payload: Optional[bytes],
+        headers: Dict[str, str],
+    ) -> None:
         connection.putrequest(method, target, skip_accept_encoding=True)
         for name, value in headers.items():
             connection.putheader(name, value)
@@ -161,12 +232,6 @@ class Client:
             connection.putheader("Content-Length", str(len(payload)))
         connection.endheaders(payload)
         self.requests += 1
-        response = connection.getresponse()
-        text = response.read()
-        for warning in response.headers.get_all("Warning") or []:
-            self.warnings[_warning_text(warning)] = None
-        retry_after = response.headers.get("Retry-After", "")
-        return response.status, float(retry_after) if retry_after.isdigit() else None, text
 
     def _connection(self) -> http.client.HTTPConnection:
         connection = getattr(self._local, "connection", None)
@@ -270,6 +335,19 @@ def _private_file(text: str, made: List[str]) -> str:
     with os.fdopen(handle, "w") as stream:
         stream.write(text)
     return path
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[Dict[str, Any]]:
+    """The JSON documents of a watch, one a line."""
+    rest = b""
+    while True:
+        chunk = response.read1(65536)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
 
 
 def _backoff(attempt: int) -> float:

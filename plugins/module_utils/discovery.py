@@ -55,6 +55,27 @@ class Discovery:
         self.load([api_version])
         return self._versions[api_version].get(kind)
 
+    def preferred(self, group: str, kind: str) -> Optional[Resource]:
+        """The resource of this kind in the version that the server prefers, or None when it has no such kind."""
+        if not group:
+            return self.resource("v1", kind)
+        served = self._client.find(f"/apis/{group}")
+        versions = [served["preferredVersion"], *served["versions"]] if served else []
+        for version in dict.fromkeys(entry["groupVersion"] for entry in versions):
+            resource = self.resource(version, kind)
+            if resource is not None:
+                return resource
+        return None
+
+    def namespaced(self) -> List[Resource]:
+        """Every kind of object that can be in a namespace, and can be deleted."""
+        groups = self._client.get("/apis").get("groups") or []
+        versions = ["v1", *(group["preferredVersion"]["groupVersion"] for group in groups)]
+        self.load(versions)
+        return [
+            resource for version in versions for resource in self._versions[version].values() if resource.namespaced
+        ]
+
     def forget(self, api_versions: Iterable[str]) -> None:
         """Read these group-versions anew at the next question (their CRDs have changed)."""
         for version in api_versions:

@@ -21,7 +21,11 @@ class UnreachableError(ClusterError):
 
 
 class NotReadyError(ClusterError):
-    """Everything was written, but not everything became ready in time."""
+    """What was waited for did not come in time. ``waited`` tells for what, as modules return it under that name."""
+
+    def __init__(self, waited: Dict[str, Any]) -> None:
+        self.waited = waited
+        super().__init__(waited_in_vain(waited))
 
 
 class ApiError(ClusterError):
@@ -52,3 +56,24 @@ class ApiError(ClusterError):
     def missing_namespace(self) -> bool:
         """True when the object could not be found or made because its namespace does not exist."""
         return self.status == 404 and self.details.get("kind") == "namespaces"
+
+
+def waited_in_vain(waited: Dict[str, Any]) -> str:
+    """The message about a wait that ended too early: every unmet object with its reason and details."""
+    unmet, seconds = waited["unmet"], f"{waited['seconds']:.0f} s"
+    if waited["for"] == "gone":
+        lines = [f"{len(unmet)} objects still exist after {seconds}:"]
+    else:
+        lines = [f"{len(unmet)} of {waited['total']} objects were not ready after {seconds}:"]
+    for entry in unmet:
+        lines.append(f"{named(entry)}: {entry['reason']}")
+        lines.extend(f"  {detail}" for detail in entry["details"])
+    if waited["for"] == "gone":
+        lines.append("A finalizer stays until its controller has cleaned up: see that this controller still runs")
+    return "\n".join(lines)
+
+
+def named(entry: Dict[str, Any]) -> str:
+    """``Kind namespace/name`` of an entry of ``objects`` or ``unmet``."""
+    name = entry.get("name") or entry.get("label_selector") or "*"
+    return f"{entry['kind']} {entry['namespace']}/{name}" if entry.get("namespace") else f"{entry['kind']} {name}"

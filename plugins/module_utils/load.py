@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, inferops.cluster maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The objects of a set, from inline mappings and from multi-document files or URLs, checked before any request."""
+"""The objects of a set, from mappings, text, files, folders and URLs, checked before any request."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ Json = Dict[str, Any]
 
 URL_TIMEOUT = 30  # seconds
 URL_ATTEMPTS = 3
+SUFFIXES = (".yaml", ".yml", ".json")
 NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 API_VERSION = re.compile(r"^([a-z0-9.-]+/)?v[0-9]+((alpha|beta)[0-9]+)?$")
 # Written by the server, so never part of what is wanted; dumped manifests carry them all the same.
 SERVER_METADATA = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
 
 
-def load_set(objects: Iterable[Any], sources: Iterable[str]) -> List[Json]:
-    """Every object of the set, normalised, in the order given. Raises InputError with all that is wrong at once."""
+def load_set(objects: Any, sources: Iterable[Any] = (), templates: Iterable[Any] = ()) -> List[Json]:
+    """Every object of the set, normalised, in the order given. Raises InputError with all that is wrong at once.
+
+    ``objects``: a mapping, YAML text, or a list of these. ``sources``: paths and URLs, or mappings with the ``path``
+    and ``text`` of what has been read already. ``templates``: such mappings; their text may hold no object.
+    """
     found: List[Json] = []
     problems: List[str] = []
-    for where, item in _origins(objects, sources):
+    for where, item in [*_inline(objects), *_sourced(sources), *_sourced(templates, may_be_empty=True)]:
         try:
             found.extend(_expand(item, where))
         except InputError as error:
@@ -65,19 +70,62 @@ def refuse_duplicates(items: Iterable[Json]) -> None:
         raise InputError(f"described more than once in the set: {', '.join(sorted(set(twice)))}. Keep one of each")
 
 
-def _origins(objects: Iterable[Any], sources: Iterable[str]) -> Iterator[Tuple[str, Any]]:
-    for index, item in enumerate(objects):
-        yield f"objects[{index}]", item
+def _inline(objects: Any) -> Iterator[Tuple[str, Any]]:
+    single = not isinstance(objects, list)
+    for index, item in enumerate([objects] if single else objects):
+        where = "objects" if single else f"objects[{index}]"
+        if not isinstance(item, str):
+            yield where, item
+            continue
+        for number, document in load_documents(item, where):
+            yield f"{where}, document {number}", document
+
+
+def _sourced(sources: Iterable[Any], may_be_empty: bool = False) -> Iterator[Tuple[str, Any]]:
     for source in sources:
-        documents = list(load_documents(_read(source), source))
-        if not documents:
-            raise InputError(f"src {source} holds no object")
-        for number, document in documents:
-            yield f"{source}, document {number}", document
+        for path, text in _texts(source):
+            documents = list(load_documents(text, path))
+            if not documents and not may_be_empty:
+                raise InputError(f"{path} holds no object")
+            for number, document in documents:
+                yield f"{path}, document {number}", document
+
+
+def _texts(source: Any) -> Iterator[Tuple[str, str]]:
+    """Each path of a source with its text."""
+    if isinstance(source, dict):
+        yield str(source.get("path")), str(source.get("text"))
+    elif not isinstance(source, str):
+        raise InputError(f"src: {source!r} is no path or URL but {_type(source)}")
+    elif source.startswith(("https://", "http://")):
+        yield source, _download(source)
+    elif os.path.isdir(os.path.expanduser(source)):
+        for path in files_of(os.path.expanduser(source)):
+            yield path, _read(path)
+    else:
+        yield source, _read(source)
+
+
+def files_of(folder: str, suffixes: Tuple[str, ...] = SUFFIXES) -> List[str]:
+    """The manifests in a folder, by name; those of its subfolders are not among them, as with kubectl."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
+    if any(name.startswith("kustomization.") or name == "Kustomization" for name in names):
+        raise InputError(
+            f"{folder} is made for kustomize: render it first (kubectl kustomize {folder}), and give its output"
+        )
+    found = [os.path.join(folder, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
+    if not found:
+        raise InputError(f"the folder {folder} holds no manifest (*{', *'.join(suffixes)})")
+    return found
 
 
 def _expand(item: Any, where: str) -> List[Json]:
-    """The object itself, or the items of a ``List``."""
+    """The object itself, the items of a ``List``, or the entries of a plain list."""
+    if isinstance(item, list):
+        return [part for index, entry in enumerate(item) for part in _expand(entry, f"{where}[{index}]")]
     if not isinstance(item, dict):
         raise InputError(f"{where}: an object must be a mapping with apiVersion, kind and metadata, not {_type(item)}")
     if item.get("kind") == "List" and isinstance(item.get("items"), list):
@@ -144,13 +192,8 @@ def _encoded(values: Any, where: str) -> Json:
 
 
 def _read(source: str) -> str:
-    if source.startswith(("https://", "http://")):
-        return _download(source)
-    path = os.path.expanduser(source)
-    if os.path.isdir(path):
-        raise InputError(f"src {source} is a folder: name its files")
     try:
-        with open(path, encoding="utf-8") as handle:
+        with open(os.path.expanduser(source), encoding="utf-8") as handle:
             return handle.read()
     except OSError as error:
         raise InputError(f"cannot read src {source}: {error.strerror}") from error

@@ -26,14 +26,20 @@ READY = State(True)
 def readiness(item: Json) -> State:
     """The state of a live object. Kinds without a rule are ready unless their status says otherwise."""
     if item["metadata"].get("deletionTimestamp"):
-        holders = ", ".join(item["metadata"].get("finalizers") or []) or "the garbage collector"
-        return State(False, f"is being deleted (held by {holders})")
+        return State(False, leaving(item))
     group = item["apiVersion"].rpartition("/")[0]
     rule = RULES.get((group, item["kind"]), _by_status)
     return rule(item)
 
 
-def _observed(item: Json) -> Optional[State]:
+def leaving(item: Json) -> str:
+    """For an object that is being deleted: what keeps it."""
+    unnamed = "what is in it" if item["kind"] == "Namespace" else "the garbage collector"
+    holders = ", ".join(item["metadata"].get("finalizers") or []) or unnamed
+    return f"is being deleted (held by {holders})"
+
+
+def behind(item: Json) -> Optional[State]:
     """The state "controller is behind", or None when the status is about the current generation."""
     seen = (item.get("status") or {}).get("observedGeneration")
     if seen is None or seen < item["metadata"].get("generation", 0):
@@ -43,9 +49,9 @@ def _observed(item: Json) -> Optional[State]:
 
 def _deployment(item: Json) -> State:
     status, wanted = item.get("status") or {}, _replicas(item)
-    behind = _observed(item)
-    if behind:
-        return behind
+    late = behind(item)
+    if late:
+        return late
     if item.get("spec", {}).get("paused"):
         return State(False, "its rollout is paused (spec.paused)")
     updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
@@ -71,9 +77,9 @@ def _failed_progress(status: Json) -> str:
 
 def _stateful_set(item: Json) -> State:
     status, wanted = item.get("status") or {}, _replicas(item)
-    behind = _observed(item)
-    if behind:
-        return behind
+    late = behind(item)
+    if late:
+        return late
     strategy = item["spec"].get("updateStrategy") or {}
     if strategy.get("type") != "OnDelete":
         partition = (strategy.get("rollingUpdate") or {}).get("partition") or 0
@@ -89,9 +95,9 @@ def _stateful_set(item: Json) -> State:
 
 def _daemon_set(item: Json) -> State:
     status = item.get("status") or {}
-    behind = _observed(item)
-    if behind:
-        return behind
+    late = behind(item)
+    if late:
+        return late
     wanted = status.get("desiredNumberScheduled", 0)
     rolling = (item["spec"].get("updateStrategy") or {}).get("type") != "OnDelete"
     updated = status.get("updatedNumberScheduled", 0)
@@ -104,9 +110,9 @@ def _daemon_set(item: Json) -> State:
 
 
 def _replica_set(item: Json) -> State:
-    behind = _observed(item)
-    if behind:
-        return behind
+    late = behind(item)
+    if late:
+        return late
     status, wanted = item.get("status") or {}, _replicas(item)
     ready = status.get("readyReplicas", 0)
     return READY if ready >= wanted else State(False, f"{ready} of {wanted} replicas ready")
@@ -202,9 +208,9 @@ def _by_status(item: Json) -> State:
     if not isinstance(status, dict):
         return READY
     if "observedGeneration" in status:
-        behind = _observed(item)
-        if behind:
-            return behind
+        late = behind(item)
+        if late:
+            return late
     conditions = status.get("conditions")
     if not isinstance(conditions, list):
         return READY
@@ -217,16 +223,23 @@ def _by_status(item: Json) -> State:
 
 def _conditions(item: Json, conditions: List[Json], types: List[str]) -> State:
     """All conditions of ``types`` are True and about the current generation; else the first that is not, and why."""
-    by_type = {condition.get("type"): condition for condition in conditions}
-    generation = item["metadata"].get("generation", 0)
     for name in types:
-        condition = by_type.get(name)
-        if condition is None:
-            return State(False, f"its controller has not set the condition {name} yet")
-        if condition.get("observedGeneration", generation) < generation:
-            return State(False, f"its condition {name} is about an older generation")
-        if condition.get("status") != "True":
-            return State(False, f"{name} is {condition.get('status')}: {_told(condition)}")
+        state = condition_state(item, conditions, name)
+        if not state.ready:
+            return state
+    return READY
+
+
+def condition_state(item: Json, conditions: Iterable[Json], name: str, status: str = "True", reason: str = "") -> State:
+    """Ready when the condition ``name`` has this status, and reason if one is given, for the current generation."""
+    condition = next((entry for entry in conditions if isinstance(entry, dict) and entry.get("type") == name), None)
+    if condition is None:
+        return State(False, f"its controller has not set the condition {name} yet")
+    generation = item["metadata"].get("generation", 0)
+    if condition.get("observedGeneration", generation) < generation:
+        return State(False, f"its condition {name} is about an older generation")
+    if condition.get("status") != status or (reason and condition.get("reason") != reason):
+        return State(False, f"{name} is {condition.get('status')}: {_told(condition)}")
     return READY
 
 

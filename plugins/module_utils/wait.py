@@ -1,62 +1,158 @@
 # Copyright: (c) 2026, inferops.cluster maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Wait for many objects at once under one deadline, and say why when some do not become ready."""
+"""Wait for the members of a set: until all are ready, or gone. Under one deadline, saying why when it was in vain."""
 
 from __future__ import annotations
 
-import time
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
-from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, NotReadyError, UnreachableError
+from ansible_collections.inferops.cluster.plugins.module_utils.deadline import Deadline
+from ansible_collections.inferops.cluster.plugins.module_utils.diagnosis import diagnosis
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, InputError, NotReadyError
+from ansible_collections.inferops.cluster.plugins.module_utils.expect import Expectation, expectation, refuse_empty
+from ansible_collections.inferops.cluster.plugins.module_utils.follow import Follower, Target
 from ansible_collections.inferops.cluster.plugins.module_utils.members import Member
-from ansible_collections.inferops.cluster.plugins.module_utils.readiness import READY, State, readiness
+from ansible_collections.inferops.cluster.plugins.module_utils.patch import matches
+from ansible_collections.inferops.cluster.plugins.module_utils.readiness import READY, State, leaving
 
 Json = Dict[str, Any]
 
-FIRST_POLL, LAST_POLL = 0.3, 1.0  # seconds between looks at what is not ready
 DIAGNOSED = 8  # objects whose pods and events are looked up for the failure message
-PODS_SHOWN, EVENTS_SHOWN = 3, 3
+LOST = State(False, "was deleted by somebody else while it was waited for", final=True)
 
 
-def wait_ready(client: Client, members: List[Member], timeout: float) -> None:
-    """Return when every member is ready. Raises NotReadyError with the reasons after ``timeout`` seconds, or as soon
-    as a member cannot become ready any more (a failed Job)."""
-    started = time.monotonic()
+class Rules:
+    """Which expectation holds for which object. The first entry of ``wait_for`` that matches an object decides."""
+
+    def __init__(self, wait_for: Iterable[Mapping[str, Any]]) -> None:
+        self._entries: List[Tuple[Mapping[str, Any], Expectation]] = [(one, expectation(one)) for one in wait_for]
+        refuse_empty([entry for entry, _rule in self._entries], "wait_for")
+
+    def expected(self, item: Json) -> Expectation:
+        """What is waited for with this object."""
+        return next((rule for entry, rule in self._entries if matches(item, entry)), Expectation())
+
+    def written(self, item: Json) -> Json:
+        """The options ``conditions`` and ``jsonpath`` that hold for this object, as the caller wrote them."""
+        entry = next((entry for entry, _rule in self._entries if matches(item, entry)), {})
+        return {name: entry.get(name) or [] for name in ("conditions", "jsonpath")}
+
+    def refuse_unused(self, items: List[Json]) -> None:
+        """Raise InputError when an entry matches no object: what it should guard would not be waited for."""
+        for index, (entry, _rule) in enumerate(self._entries):
+            if not any(matches(item, entry) for item in items):
+                raise InputError(f"wait_for[{index}] matches no object of the set: correct or remove it")
+
+
+def wait_ready(client: Client, members: List[Member], rules: Rules, deadline: Deadline) -> None:
+    """Return when every member is ready. Raises NotReadyError with the reasons at the deadline, or as soon as a member
+    cannot become ready any more (a failed Job)."""
     for member in members:
-        member.state = _state(client, member.after or {})
-    interval = FIRST_POLL
-    while True:
-        unmet = [member for member in members if member.state is not None and not member.state.ready]
-        if not unmet:
-            return
-        waited = time.monotonic() - started
-        if waited >= timeout or any(member.state and member.state.final for member in unmet):
-            raise NotReadyError(_failure(client, unmet, len(members), waited))
-        time.sleep(min(interval, max(0.05, timeout - waited)))
-        interval = min(LAST_POLL, interval * 1.2)
-        client.map(lambda member: _look(client, member), unmet)
+        member.state = judged(client, rules.expected(member.wanted), member.after or {})
+    waiting = [member for member in members if not ready(member)]
+    targets = [_target(member, _until_ready(client, rules.expected(member.wanted))) for member in waiting]
+    if waiting and not any(member.state and member.state.final for member in waiting):
+        Follower(client, targets, deadline).wait()
+        for member, target in zip(waiting, targets, strict=True):
+            member.state = target.state
+            member.after = target.found[0] if target.found else member.after
+    unmet = [member for member in waiting if not ready(member)]
+    if unmet:
+        entries = [
+            {**entry, **rules.written(member.wanted)}
+            for entry, member in zip(described(client, unmet), unmet, strict=True)
+        ]
+        raise NotReadyError({"for": "ready", "total": len(members), "seconds": deadline.elapsed, "unmet": entries})
 
 
-def _look(client: Client, member: Member) -> None:
-    try:
-        current = client.find(member.path)
-    except (ApiError, UnreachableError) as error:
-        member.state = State(False, f"cannot be read: {error}")
-        return
-    if current is None:
-        member.state = State(False, "was deleted by somebody else while it was waited for", final=True)
-        return
-    member.after = current
-    member.state = _state(client, current)
+def wait_gone(client: Client, members: List[Member], deadline: Deadline) -> None:
+    """Return when none of these live objects exists any more. Raises NotReadyError with what keeps them."""
+    targets = [_target(member, _until_gone(member)) for member in members]
+    Follower(client, targets, deadline).wait()
+    unmet = []
+    for member, target in zip(members, targets, strict=True):
+        member.state = None if target.state.ready else target.state
+        if not target.state.ready:
+            unmet.append(member)
+    if unmet:
+        entries = [entry_of(member.wanted, member.state or READY, []) for member in unmet]
+        raise NotReadyError({"for": "gone", "total": len(members), "seconds": deadline.elapsed, "unmet": entries})
 
 
-def _state(client: Client, item: Json) -> State:
-    state = readiness(item)
-    if not state.ready and item["kind"] == "PersistentVolumeClaim" and _binds_late(client, item):
-        return READY
+def ready(member: Member) -> bool:
+    """True when the member was found ready."""
+    return member.state is not None and member.state.ready
+
+
+def judged(client: Client, rule: Expectation, item: Json) -> State:
+    """The state of a live object; a claim that waits for its first consumer counts as ready."""
+    state = rule.judge(item)
+    if not state.ready and rule == Expectation() and item["kind"] == "PersistentVolumeClaim":
+        return READY if _binds_late(client, item) else state
     return state
+
+
+def described(client: Client, members: List[Member]) -> List[Json]:
+    """The entries of ``unmet`` for these members; the first ones with what their pods and events say."""
+    live = [member.after or member.wanted for member in members[:DIAGNOSED]]
+    details = [*client.map(lambda item: diagnosis(client, item), live), *[[] for _ in members[DIAGNOSED:]]]
+    return [
+        entry_of(member.wanted, member.state or State(False), lines)
+        for member, lines in zip(members, details, strict=True)
+    ]
+
+
+def entry_of(item: Json, state: State, details: List[str]) -> Json:
+    """One object that has not become what it should."""
+    metadata = item["metadata"]
+    return {
+        "api_version": item["apiVersion"],
+        "kind": item["kind"],
+        "namespace": metadata.get("namespace"),
+        "name": metadata["name"],
+        "reason": state.reason,
+        "final": state.final,
+        "details": details,
+    }
+
+
+def _target(member: Member, judge: Callable[[List[Json]], State]) -> Target:
+    if member.resource is None:
+        raise InputError(f"{member.title}: the server does not know this kind")
+    # Who may no longer read an object has lost that right with it.
+    gone = READY if member.action == "deleted" else None
+    name = member.wanted["metadata"]["name"]
+    return Target(member.resource, member.namespace, judge, name, unreadable=gone)
+
+
+def _until_ready(client: Client, rule: Expectation) -> Callable[[List[Json]], State]:
+    return lambda found: judged(client, rule, found[0]) if found else LOST
+
+
+def _until_gone(member: Member) -> Callable[[List[Json]], State]:
+    uid = member.live["metadata"].get("uid") if member.live else None
+
+    def judge(found: List[Json]) -> State:
+        # Another uid is another object: some controller has made a new one of the same name.
+        if not found or found[0]["metadata"].get("uid") != uid:
+            return READY
+        return State(False, "; ".join([_leaving(found[0]), *_content(found[0])]))
+
+    return judge
+
+
+def _leaving(item: Json) -> str:
+    return leaving(item) if item["metadata"].get("deletionTimestamp") else "exists"
+
+
+def _content(item: Json) -> List[str]:
+    """What a namespace says is still in it."""
+    if item["kind"] != "Namespace":
+        return []
+    conditions = (item.get("status") or {}).get("conditions") or []
+    return [str(condition.get("message")) for condition in conditions if condition.get("status") == "True"]
 
 
 def _binds_late(client: Client, claim: Json) -> bool:
@@ -69,90 +165,3 @@ def _binds_late(client: Client, claim: Json) -> bool:
     except ApiError:
         return False
     return storage_class is not None and storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
-
-
-def _failure(client: Client, unmet: List[Member], total: int, waited: float) -> str:
-    lines = [f"{len(unmet)} of {total} objects were not ready after {waited:.0f} s:"]
-    for index, member in enumerate(unmet):
-        lines.append(f"{member.title}: {member.state.reason if member.state else ''}")
-        if index < DIAGNOSED:
-            lines.extend(f"  {line}" for line in _diagnosis(client, member))
-    return "\n".join(lines)
-
-
-def _diagnosis(client: Client, member: Member) -> List[str]:
-    """What the pods of a workload wait for, and the last warnings about it and them. Best effort: never raises."""
-    namespace = member.namespace
-    if not namespace or not member.after:
-        return []
-    try:
-        pods = _pods(client, member.after, namespace)
-        warnings = client.get(f"/api/v1/namespaces/{namespace}/events", fieldSelector="type=Warning", limit="500")
-    except (ApiError, UnreachableError) as error:
-        return [f"(its pods and events cannot be read: {error})"]
-    return problem_lines(pods) + event_lines(warnings.get("items") or [], member.wanted["metadata"]["name"])
-
-
-def _pods(client: Client, item: Json, namespace: str) -> List[Json]:
-    selector = (item.get("spec") or {}).get("selector")
-    if item["kind"] == "Pod":
-        return [item]
-    labels = selector.get("matchLabels") if isinstance(selector, dict) else None
-    if not labels or "template" not in item["spec"]:
-        return []
-    wanted = ",".join(f"{name}={value}" for name, value in labels.items())
-    listing = client.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=wanted, limit="100")
-    return listing.get("items") or []
-
-
-def problem_lines(pods: List[Json]) -> List[str]:
-    """The problems of these pods, each kind of problem once with the number of pods that share it."""
-    seen: Dict[str, List[str]] = {}
-    for pod in pods:
-        for line in pod_problems(pod):
-            # The server repeats the pod's name in some messages.
-            seen.setdefault(line.replace(pod["metadata"]["name"], ""), []).append(line)
-    return [
-        alike[0] + (f" (and {len(alike) - 1} more)" if len(alike) > 1 else "")
-        for alike in list(seen.values())[:PODS_SHOWN]
-    ]
-
-
-def pod_problems(pod: Json) -> List[str]:
-    """Why a pod is not ready: unscheduled, or a container that waits, crashed or fails its probe."""
-    name, status = pod["metadata"]["name"], pod.get("status") or {}
-    lines = []
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            lines.append(f"pod {name} is not scheduled: {condition.get('message') or condition.get('reason')}")
-    for container in (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or []):
-        state = container.get("state") or {}
-        waiting = state.get("waiting")
-        ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
-        label = f"pod {name}, container {container.get('name')}"
-        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
-            text = f"{label}: {waiting.get('reason')}: {waiting.get('message') or ''}".rstrip(": ")
-            lines.append(text + (f" (last exit code {ended.get('exitCode')})" if ended else ""))
-        elif ended and ended.get("exitCode"):
-            lines.append(f"{label}: ended with exit code {ended['exitCode']} ({ended.get('reason')})")
-        elif "running" in state and not container.get("ready", True):
-            lines.append(f"{label}: runs, but is not ready (readiness probe)")
-    return lines
-
-
-def event_lines(events: List[Json], name: str) -> List[str]:
-    """The last warning of each reason about ``name`` and what its controller named after it, newest first."""
-    about = [
-        event
-        for event in events
-        if (event.get("involvedObject") or {}).get("name") == name
-        or str((event.get("involvedObject") or {}).get("name", "")).startswith(f"{name}-")
-    ]
-    about.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", reverse=True)
-    lines: Dict[str, str] = {}
-    for event in about:
-        source = event["involvedObject"]
-        about_whom = f"{source.get('kind')} {source.get('name')}"
-        text = f"event {event.get('reason')} on {about_whom}: {event.get('message')}"
-        lines.setdefault(str(event.get("reason")), text)
-    return list(lines.values())[:EVENTS_SHOWN]

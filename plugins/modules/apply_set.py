@@ -19,31 +19,41 @@ description:
   - Writes only what has drifted. Objects that already are as wanted cost one read, and many of one kind share it.
   - Judges the whole set by a server-side dry run first; when one object is refused, nothing is written. Objects whose
     namespace or kind comes from the set itself are judged as soon as that exists.
-  - Waits for all objects at the same time under one deadline, and tells why when some do not become ready.
+  - Waits for all objects at the same time under one deadline, shows what it waits for, and tells why when some do not
+    become ready.
 options:
   name:
     description:
-      - Name of the set, used in messages.
+      - Name of the set, used in messages, and with O(prune) in the name of its record.
     type: str
     required: true
   namespace:
     description:
-      - Namespace of the namespaced objects that name none.
+      - Namespace of the namespaced objects that name none, and with O(prune) of the set's record.
     type: str
   objects:
     description:
-      - The objects, as mappings. A C(List) counts as its items.
+      - The objects; a mapping, YAML text with any number of documents, or a list of these. A C(List) counts as its
+        items.
       - The C(stringData) of a Secret is folded into C(data), so that both are compared alike.
       - Never logged, as Secrets may be among them.
-      - One of O(objects) and O(src) is required; an empty list is fine.
-    type: list
-    elements: dict
+      - One of O(objects), O(src) and O(templates) is required; an empty list is fine.
+    type: raw
   src:
     description:
-      - Paths or URLs of YAML files with more objects, any number of documents each. They are read on the host that
-        runs the module.
+      - Paths or URLs of YAML or JSON files with more objects, any number of documents each. For a folder, its files
+        C(*.yaml), C(*.yml) and C(*.json) by name, without those of its subfolders.
+      - Relative paths are looked up on the controller as the files of the role or play are (in C(files/)), and may be
+        encrypted with Ansible Vault. Absolute paths and URLs are read on the host that runs the module.
     type: list
-    elements: str
+    elements: raw
+  templates:
+    description:
+      - Paths of Jinja templates, or folders of such, that render to YAML text with more objects.
+      - They are looked up and rendered on the controller, as M(ansible.builtin.template) does. In a folder, the files
+        C(*.j2), C(*.yaml), C(*.yml) and C(*.json) are rendered by name.
+    type: list
+    elements: raw
   exclude:
     description:
       - Leave out the objects that one of these selectors matches. All keys that a selector gives must fit.
@@ -89,10 +99,26 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  prune:
+    description:
+      - Delete the objects that belong to the set, and are no longer given. With O(state=absent), delete all that
+        belongs to the set, given or not, but what O(exclude) matches.
+      - An object belongs to the set when a task with this option has applied it. It then carries the label
+        C(applyset.kubernetes.io/part-of), and the ConfigMap C(applyset-<name>) in O(namespace), which is then
+        required, records the kinds and namespaces to look in. This is an ApplySet as of Kubernetes KEP-3659.
+      - Objects of another set are neither pruned nor, without O(force), changed. Objects that merely carry a copy of
+        the label, as controllers make, do not count.
+      - A CustomResourceDefinition or Namespace is not pruned, and the task fails before it changes anything, when that
+        would delete objects that are not of the set.
+      - Give the whole set in one task, as every other task of the same O(name) and O(namespace) with this option
+        prunes what it is not given. Tasks without it leave the membership of objects as it is.
+    type: bool
+    default: false
   force:
     description:
       - Take over fields that other field managers hold with other values. Otherwise such a field is an error that
         names the field and its manager.
+      - With O(prune), also take over objects that belong to another set.
     type: bool
     default: false
   wait:
@@ -104,9 +130,59 @@ options:
       - For O(state=absent), wait until every object, and what it owns, is gone.
     type: bool
     default: true
+  wait_for:
+    description:
+      - What to wait for with the objects that a selector matches, instead of what their kind customarily means by
+        ready. The first entry that matches an object decides; an entry that matches none is an error.
+      - Conditions and fields count only when they are about the current generation of the object, as far as its
+        controller tells.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind: *kind
+      api_group: *api_group
+      name: *name
+      namespace: *namespace
+      conditions:
+        description: Conditions in C(status.conditions) that must all hold.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          type:
+            description: Type of the condition.
+            type: str
+            required: true
+          status:
+            description: Its status.
+            type: str
+            choices: ["True", "False", Unknown]
+            default: "True"
+          reason:
+            description: Its reason; any reason if not given.
+            type: str
+      jsonpath:
+        description: Fields that must all be set, and have a value if one is given.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          path:
+            description:
+              - Path of the field, as C(kubectl wait --for=jsonpath) takes it, for example C(.status.phase) or
+                C({.status.addresses[?(@.type=="IPAddress")].value}).
+            type: str
+            required: true
+          value:
+            description:
+              - The value that everything the path leads to must have, compared as text. Any but an empty value if not
+                given.
+            type: raw
   wait_timeout:
     description:
-      - Seconds that all objects together have to become ready, or to go away.
+      - Seconds that all objects together have to become ready, or to go away. Also the time that an earlier deletion of
+        objects of the set, such as a namespace that still terminates, has to end before they are made anew.
     type: int
     default: 300
   field_manager:
@@ -121,6 +197,12 @@ requirements:
   - PyYAML >= 5.1
   - kubernetes >= 24.2.0 (only for kubeconfigs with exec or auth-provider plugins, and for several merged files)
 attributes:
+  action:
+    description: Templates are rendered on the controller, which also shows the progress of long waits.
+    support: full
+  async:
+    description: Full; without progress.
+    support: full
   check_mode:
     description: >-
       Full, by server-side dry run. Also works on an empty cluster: objects whose namespace or kind does not exist yet
@@ -153,8 +235,21 @@ EXAMPLES = r"""
         kind: Namespace
         metadata:
           name: hello
-      - "{{ lookup('ansible.builtin.template', 'deployment.yaml.j2') | from_yaml }}"
+    templates:
+      - deployment.yaml.j2
     wait_timeout: 120
+
+- name: A model that is ready when its endpoint has an address
+  inferops.cluster.apply_set:
+    name: model
+    namespace: llm
+    src: [model.yaml]
+    wait_for:
+      - kind: LLMInferenceService
+        conditions:
+          - type: Ready
+        jsonpath:
+          - path: .status.url
 
 - name: Somebody else's manifest with two replicas and another image
   inferops.cluster.apply_set:
@@ -179,11 +274,20 @@ EXAMPLES = r"""
     namespace: operators
     src: [operator.yaml]
     state: absent
+
+- name: Exactly these models; what an earlier run made for others goes
+  inferops.cluster.apply_set:
+    name: models
+    namespace: llm
+    objects: "{{ my_model_objects }}"
+    prune: true
 """
 
 RETURN = r"""
 objects:
-  description: One entry for each object of the set, in the order given.
+  description:
+    - One entry for each object of the set, in the order given. With O(prune), then one for each object that is pruned,
+      and one for the ConfigMap that records what belongs to the set.
   returned: when the objects could be read and their kinds are known
   type: list
   elements: dict
@@ -224,24 +328,66 @@ objects:
       changed: true
       ready: true
       reason: ""
+waited:
+  description: What was waited for in vain.
+  returned: when the wait failed
+  type: dict
+  contains:
+    for:
+      description: V(ready) or V(gone).
+      type: str
+    seconds:
+      description: How long it was waited.
+      type: float
+    total:
+      description: Number of objects that were waited for.
+      type: int
+    unmet:
+      description: The objects that did not become ready, or did not go away.
+      type: list
+      elements: dict
+      contains:
+        api_version:
+          description: Its apiVersion.
+          type: str
+        kind:
+          description: Its kind.
+          type: str
+        namespace:
+          description: Its namespace; null for cluster-wide objects.
+          type: str
+        name:
+          description: Its name.
+          type: str
+        reason:
+          description: What is missing.
+          type: str
+        final:
+          description: Whether waiting longer cannot help, as with a failed Job.
+          type: bool
+        details:
+          description: What its pods wait for, and the last warnings about it and them.
+          type: list
+          elements: str
+        conditions:
+          description: The conditions that were waited for, if O(wait_for) says so.
+          type: list
+          elements: dict
+        jsonpath:
+          description: The fields that were waited for, if O(wait_for) says so.
+          type: list
+          elements: dict
 """
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kubernetes.core.plugins.module_utils.args_common import (
-    AUTH_ARG_SPEC,
-    extract_sensitive_values_from_kubeconfig,
-)
+from ansible_collections.kubernetes.core.plugins.module_utils.args_common import AUTH_ARG_SPEC
 
-from ansible_collections.inferops.cluster.plugins.module_utils import access, diff, load, members, patch
-from ansible_collections.inferops.cluster.plugins.module_utils.apply import Applier
-from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
-from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery
-from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError, NotReadyError
-from ansible_collections.inferops.cluster.plugins.module_utils.explain import missing_right, rights_advice, unauthorized
-from ansible_collections.inferops.cluster.plugins.module_utils.removal import Remover
-from ansible_collections.inferops.cluster.plugins.module_utils.wait import wait_ready
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import NotReadyError
+from ansible_collections.inferops.cluster.plugins.module_utils.expect import EXPECTATION
+from ansible_collections.inferops.cluster.plugins.module_utils.session import Session, protect_secrets
+from ansible_collections.inferops.cluster.plugins.module_utils.task import Task
 
 SELECTOR: Dict[str, Any] = {
     "kind": {"type": "str"},
@@ -257,8 +403,9 @@ def argument_spec() -> Dict[str, Any]:
         **AUTH_ARG_SPEC,
         "name": {"type": "str", "required": True},
         "namespace": {"type": "str"},
-        "objects": {"type": "list", "elements": "dict", "no_log": True},
-        "src": {"type": "list", "elements": "str"},
+        "objects": {"type": "raw", "no_log": True},
+        "src": {"type": "list", "elements": "raw", "no_log": True},
+        "templates": {"type": "list", "elements": "raw", "no_log": True},
         "exclude": {"type": "list", "elements": "dict", "default": [], "options": dict(SELECTOR)},
         "patches": {
             "type": "list",
@@ -267,127 +414,37 @@ def argument_spec() -> Dict[str, Any]:
             "options": {**SELECTOR, "patch": {"type": "dict", "required": True, "no_log": True}},
         },
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "prune": {"type": "bool", "default": False},
         "force": {"type": "bool", "default": False},
         "wait": {"type": "bool", "default": True},
+        "wait_for": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {**SELECTOR, **EXPECTATION},
+        },
         "wait_timeout": {"type": "int", "default": 300},
         "field_manager": {"type": "str", "default": "inferops.cluster"},
     }
 
 
-class Task:
-    """One run of the module: what it was given, and what it has found so far."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.params = module.params
-        self.members: List[members.Member] = []
-
-    def run(self, client: Client) -> None:
-        """Apply or remove the set. Raises ClusterError; ``members`` then still say what has been done."""
-        items = load.load_set(self.params["objects"] or [], self.params["src"] or [])
-        items = patch.exclude(items, self.params["exclude"])
-        if self.params["state"] == "present":
-            items = patch.patch_all(items, self.params["patches"])
-        self._apply_or_remove(client, items)
-
-    def _apply_or_remove(self, client: Client, items: List[Dict[str, Any]]) -> None:
-        check, present = self.module.check_mode, self.params["state"] == "present"
-        discovery = Discovery(client)
-        self.members = members.resolve(discovery, items, self.params["namespace"], check or not present)
-        if not present:
-            Remover(client, self.members, check, self.params["wait"], self.params["wait_timeout"]).run()
-            return
-        Applier(
-            client, discovery, self.members, self.params["field_manager"], self.params["force"], check_mode=check
-        ).run()
-        if self.params["wait"] and not check:
-            wait_ready(client, self.members, self.params["wait_timeout"])
-
-    def outcome(self) -> str:
-        """For a failure: what had been done before it."""
-        done = [member for member in self.members if member.written]
-        if not done:
-            return "Nothing was changed."
-        shown = ", ".join(f"{member.title} {member.action}" for member in done[:10])
-        return f"Done before that: {shown}" + (f" and {len(done) - 10} more." if len(done) > 10 else ".")
-
-    def results(self) -> Dict[str, Any]:
-        """What the module returns, whether it succeeded or not."""
-        found: Dict[str, Any] = {
-            "changed": any(member.changed and (member.written or self.module.check_mode) for member in self.members),
-            "objects": [member.result() for member in self.members],
-            "invocation": {"module_args": self._shown_params()},
-        }
-        if self.module._diff:
-            found["diff"] = [self._diff(member) for member in self.members if member.changed]
-        return found
-
-    def _diff(self, member: members.Member) -> Dict[str, str]:
-        after = None if member.action == "deleted" else member.after or member.wanted
-        return diff.entry(member.live, after)
-
-    def _shown_params(self) -> Dict[str, Any]:
-        """The parameters without manifests and patches: these may hold Secrets."""
-        shown = dict(self.params)
-        shown["objects"] = f"{len(self.params['objects'] or [])} objects"
-        shown["patches"] = f"{len(self.params['patches'])} patches"
-        return shown
-
-
-def protect_secrets(module: AnsibleModule) -> None:
-    """Keep credentials, and only these, out of results.
-
-    The manifests are marked no_log so that they reach no log of the host; but then Ansible would also mask every word
-    of theirs, such as the names of the objects, in what the module returns.
-    """
-    params = module.params
-    secrets = {params.get("api_key"), params.get("password"), *(params.get("proxy_headers") or {}).values()}
-    if isinstance(params.get("kubeconfig"), dict):
-        secrets |= extract_sensitive_values_from_kubeconfig(params["kubeconfig"])
-    module.no_log_values = {secret for secret in secrets if secret}
-
-
-def told(error: ClusterError, server: str) -> str:
-    """The sentence for an API error that no object stands for, such as a refused LIST."""
-    if not isinstance(error, ApiError):
-        return str(error)
-    if error.status == 401:
-        return unauthorized(server)
-    right = missing_right(error)
-    if right:
-        return f"{right}. {rights_advice(server)}"
-    return f"the API server {server} refused {error.method} {error.path}: {error.message}"
-
-
-def perform(task: Task) -> Tuple[str, Optional[Client]]:
-    """Run the task: the failure message (empty when all went well) and the client that was used."""
-    client: Optional[Client] = None
-    try:
-        client = Client(access.resolve(task.params))
-        task.run(client)
-    except NotReadyError as error:
-        return str(error), client
-    except ClusterError as error:
-        return f"{told(error, client.server if client else '')}\n{task.outcome()}", client
-    finally:
-        if client:
-            client.close()
-    return "", client
-
-
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
-        argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[["objects", "src"]]
+        argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[["objects", "src", "templates"]]
     )
     protect_secrets(module)
-    task = Task(module)
-    failure, client = perform(task)
-    for warning in client.warnings if client else ():
-        module.warn(warning)
-    results = task.results()
-    if failure:
-        module.fail_json(msg=f"set {task.params['name']}: {failure}", **results)
+    task, session = Task(module.params, module.check_mode), Session(module.params)
+    session.run(task.run)
+    session.warn(module)
+    results = task.results(with_diff=module._diff)
+    message = session.message
+    if isinstance(session.failure, NotReadyError):
+        results["waited"] = session.failure.waited
+    elif message:
+        message = f"{message}\n{task.outcome()}"
+    if message:
+        module.fail_json(msg=f"set {task.params['name']}: {message}", **results)
     module.exit_json(**results)
 
 

@@ -25,6 +25,8 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
 
+from .objects import actions, custom, status_crd
+
 ROOT = Path(__file__).parents[3]
 Json = dict[str, Any]
 
@@ -78,6 +80,25 @@ class Cluster:
             field_manager=manager,
         )
 
+    def status(self, kind: str, name: str, api_version: str, status: Json) -> Any:
+        """Write the status of an object, as its controller would."""
+        resource = self.api.resources.get(api_version=api_version, kind=kind)
+        current = resource.get(name=name, namespace=self.namespace).to_dict()
+        return resource.status.replace(name=name, namespace=self.namespace, body={**current, "status": status})
+
+    def login(self, account: str, rules: list[Json]) -> Json:
+        """Module options of a new service account that has these rights in the namespace."""
+        token = self.token(account)
+        rbac = client.RbacAuthorizationV1Api(self.api.client)
+        role: Any = {"metadata": {"name": account}, "rules": rules}
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": self.namespace}
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
+        binding: Any = {"metadata": {"name": account}, "subjects": [subject], "roleRef": reference}
+        rbac.create_namespaced_role(self.namespace, role)
+        rbac.create_namespaced_role_binding(self.namespace, binding)
+        access = self.api.client.configuration
+        return {"kubeconfig": None, "host": access.host, "api_key": token, "ca_cert": access.ssl_ca_cert}
+
     def delete(self, kind: str, name: str, api_version: str = "v1") -> None:
         self.api.resources.get(api_version=api_version, kind=kind).delete(name=name, namespace=self.namespace)
 
@@ -124,43 +145,69 @@ def _options(task: Json, kubeconfig: str) -> Json:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _program(name: str, folder: Path, task: Json, check: bool, diff: bool) -> Json:
+    """Run a module as the program that it is, and give back what it returned."""
+    given = {**task, "_ansible_check_mode": check, "_ansible_diff": diff}
+    arguments = folder / f"{secrets.token_hex(4)}.json"
+    arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
+    command = [sys.executable, str(ROOT / "plugins" / "modules" / f"{name}.py"), str(arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".cache" / "collections")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.stdout.strip(), done.stderr
+    return {"failed": False, **json.loads(done.stdout)}
+
+
 @pytest.fixture
 def module(tmp_path: Path, kubeconfig: str) -> Run:
-    """Run the module as the program that it is, once for each task, and give back what it returned."""
-    program = ROOT / "plugins" / "modules" / "apply_set.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".cache" / "collections")}
+    """Run apply_set once for each task."""
 
     def run(*tasks: Json, check: bool = False, diff: bool = False) -> list[Json]:
-        results = []
-        for task in tasks:
-            given = {**_options(task, kubeconfig), "_ansible_check_mode": check, "_ansible_diff": diff}
-            arguments = tmp_path / "arguments.json"
-            arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
-            command = [sys.executable, str(program), str(arguments)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-            assert done.stdout.strip(), done.stderr
-            results.append({"failed": False, **json.loads(done.stdout)})
-        return results
+        return [_program("apply_set", tmp_path, _options(task, kubeconfig), check, diff) for task in tasks]
+
+    return run
+
+
+@pytest.fixture
+def waiter(tmp_path: Path, kubeconfig: str) -> Callable[..., Json]:
+    """Run cluster_wait for these objects."""
+
+    def run(*objects: Json, wait_timeout: int = 2, check: bool = False, **login: Any) -> Json:
+        task = {"kubeconfig": kubeconfig, **login, "objects": list(objects), "wait_timeout": wait_timeout}
+        given = {name: value for name, value in task.items() if value is not None}
+        return _program("cluster_wait", tmp_path, given, check, False)
 
     return run
 
 
 @pytest.fixture
 def playbook(tmp_path: Path, kubeconfig: str) -> Run:
-    """Run apply_set tasks, one after the other in one playbook, and give back what each returned."""
+    """Run tasks one after the other in one playbook, and give back what each returned.
+
+    ``files`` are written beside the playbook first. A task with the key ``action`` is for another module of ours.
+    """
     numbers = itertools.count()
 
-    def run(*tasks: Json, options: tuple[str, ...] = (), output: list[str] | None = None) -> list[Json]:
+    def run(
+        *tasks: Json,
+        options: tuple[str, ...] = (),
+        output: list[str] | None = None,
+        files: dict[str, str] | None = None,
+    ) -> list[Json]:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
+        for name, text in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
         steps: list[Json] = []
         for index, task in enumerate(tasks):
-            given = _options(task, kubeconfig)
-            steps.append({"inferops.cluster.apply_set": given, "register": "result", "ignore_errors": True})
+            action = task.get("action", "apply_set")
+            given = {name: value for name, value in task.items() if name != "action"}
+            given = _options(given, kubeconfig) if action == "apply_set" else {"kubeconfig": kubeconfig, **given}
+            steps.append({f"inferops.cluster.{action}": given, "register": "result", "ignore_errors": True})
             answer = {"content": "{{ result | to_json }}", "dest": str(folder / f"{index}.json"), "mode": "0600"}
             steps.append({"ansible.builtin.copy": answer, "check_mode": False, "diff": False})
         play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": steps}
-        play["vars"] = {"ansible_python_interpreter": sys.executable}
+        play["vars"] = {"ansible_python_interpreter": sys.executable, "word": "rendered"}
         (folder / "play.yml").write_text(json.dumps([play]))
         command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", *options, "play.yml"]
         environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
@@ -174,6 +221,17 @@ def playbook(tmp_path: Path, kubeconfig: str) -> Run:
     return run
 
 
+@pytest.fixture
+def things(made: Cluster, module: Run) -> Iterator[str]:
+    """The API group of a kind Thing, with an object ``a``."""
+    group = f"{secrets.token_hex(4)}.example.com"
+    items = [status_crd("Thing", group), custom("Thing", group, "a", 1)]
+    created = module({"namespace": made.namespace, "objects": items, "wait": True})[0]
+    assert actions(created) == ["created", "created"]
+    yield group
+    module({"namespace": made.namespace, "objects": items, "state": "absent"})
+
+
 @dataclass
 class Front:
     """A plain HTTP front of the API server that counts requests and can drop connections."""
@@ -182,6 +240,7 @@ class Front:
     drop_every: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
+    watches: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> ThreadingHTTPServer:
@@ -207,6 +266,9 @@ class Front:
                 upstream = http.client.HTTPSConnection(str(parts.hostname), parts.port or 443, context=context)
                 upstream.request(self.command, self.path, body or None, headers)
                 answer = upstream.getresponse()
+                if "watch=true" in self.path and answer.status == 200:
+                    self.stream(answer)
+                    return
                 data = answer.read()
                 upstream.close()
                 self.send_response(answer.status)
@@ -214,6 +276,18 @@ class Front:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def stream(self, answer: http.client.HTTPResponse) -> None:
+                """A watch: events are passed on as they come, until either side ends."""
+                front.watches += 1
+                self.close_connection = True
+                self.send_response(200)
+                self.end_headers()
+                while chunk := answer.read1(65536):
+                    try:
+                        self.wfile.write(chunk)
+                    except OSError:
+                        return
 
             do_GET = do_PATCH = do_DELETE = relay
 

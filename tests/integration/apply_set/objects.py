@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Manifests that the tests share."""
+"""Manifests, and a few acts of others, that the tests share."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 Json = dict[str, Any]
@@ -63,3 +66,26 @@ def custom(kind: str, group: str, name: str, size: Any) -> Json:
 
 def actions(result: Json) -> list[str]:
     return [entry["action"] for entry in result["objects"]]
+
+
+def status_crd(kind: str, group: str) -> Json:
+    """A namespaced kind with a status of its own, which a controller (here: the test) writes."""
+    made = crd(kind, group)
+    version = made["spec"]["versions"][0]
+    version["subresources"] = {"status": {}}
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version["schema"]["openAPIV3Schema"]["properties"]["status"] = anything
+    return made
+
+
+@contextmanager
+def later(seconds: float, action: Callable[[], Any]) -> Iterator[None]:
+    """Somebody else does ``action`` after these seconds."""
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    yield
+    timer.join()
+
+
+def condition(name: str, status: str = "True", **more: Any) -> Json:
+    return {"type": name, "status": status, "reason": "Because", "message": "told", **more}

@@ -203,3 +203,27 @@ def test_addresses_and_certificates_that_cannot_work_are_refused() -> None:
         Client(Access(server="https://h", ca_file="/nowhere"))
     with pytest.raises(InputError, match="cannot use the client certificate of the kubeconfig"):
         Client(Access(server="https://h", verify=False, cert_data="no", key_data="no"))
+
+
+def test_a_list_is_read_page_by_page_and_anew_when_it_expired(server: Server, connect: Callable[..., Client]) -> None:
+    def page(name: str, following: str = "") -> Answer:
+        metadata = {"resourceVersion": "7", **({"continue": following} if following else {})}
+        return 200, {}, {"metadata": metadata, "items": [{"metadata": {"name": name}}]}
+
+    server.answers = [page("old", "p2"), status(410, "Expired"), page("a", "p2"), page("b")]
+    items, version = connect().snapshot("/x", labelSelector="l=1")
+    assert ([item["metadata"]["name"] for item in items], version) == (["a", "b"], "7")
+    assert server.seen[-1][1] == "/x?limit=500&labelSelector=l%3D1&continue=p2"
+
+
+def test_a_watch_yields_events_until_it_ends(server: Server, connect: Callable[..., Client]) -> None:
+    server.answers = [(200, {}, {"type": "ADDED", "object": {"metadata": {"name": "a"}}})]
+    # The server writes no line end here: what is cut off is no event.
+    assert list(connect().watch("/x", "7", 5)) == []
+    assert server.seen[0][1] == "/x?watch=true&resourceVersion=7&timeoutSeconds=5"
+    server.answers = [status(403, "Forbidden")]
+    with pytest.raises(ApiError):
+        list(connect().watch("/x", "7", 5))
+    server.answers = [CUT]
+    with pytest.raises(UnreachableError):
+        list(connect().watch("/x", "7", 5))

@@ -45,7 +45,7 @@ def test_broken_yaml_names_file_document_and_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ("text", r"objects\[0\]: an object must be a mapping .*, not str"),
+        ("text", r"objects\[0\], document 1: an object must be a mapping .*, not str"),
         (config_map(apiVersion="V1"), "apiVersion 'V1' is not of the form"),
         (config_map(apiVersion=None), "apiVersion None"),
         (config_map(kind=""), "kind is missing"),
@@ -80,10 +80,34 @@ def test_missing_files_folders_and_empty_files_are_refused(tmp_path: Path) -> No
     (tmp_path / "empty.yaml").write_text("---\n")
     with pytest.raises(InputError, match=r"cannot read src .*none.yaml: No such file"):
         load_set([], [str(tmp_path / "none.yaml")])
-    with pytest.raises(InputError, match="is a folder"):
-        load_set([], [str(tmp_path)])
-    with pytest.raises(InputError, match="holds no object"):
+    with pytest.raises(InputError, match=r"empty.yaml holds no object"):
         load_set([], [str(tmp_path / "empty.yaml")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no manifest \(\*.yaml, "):
+        load_set([], [str(tmp_path / "empty")])
+    (tmp_path / "empty" / "kustomization.yaml").write_text("resources: []\n")
+    with pytest.raises(InputError, match="is made for kustomize: render it first"):
+        load_set([], [str(tmp_path / "empty")])
+
+
+def test_a_folder_is_read_by_name_without_its_subfolders(tmp_path: Path) -> None:
+    for name in ("b.yaml", "a.json", "c.yml", "notes.txt", ".hidden.yaml"):
+        (tmp_path / name).write_text(f"{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name[0]}}}}}\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "d.yaml").write_text("wrong: [")
+    assert [item["metadata"]["name"] for item in load_set([], [str(tmp_path)])] == ["a", "b", "c"]
+
+
+def test_text_and_what_was_read_before_come_as_documents() -> None:
+    text = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n---\n---\n- {apiVersion: v1, kind: Pod}\n"
+    with pytest.raises(InputError, match=r"^objects, document 3\[0\]: Pod has no metadata$"):
+        load_set(text)
+    read = {"path": "here.yaml", "text": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: y}\n"}
+    items = load_set([text.rpartition("---")[0], config_map()], [read], [{"path": "t", "text": "\n"}])
+    assert [item["metadata"]["name"] for item in items] == ["x", "a", "y"]
+    assert [item["metadata"]["name"] for item in load_set(config_map())] == ["a"]
+    with pytest.raises(InputError, match=r"here.yaml, document 1: kind is missing"):
+        load_set([], [{**read, "text": "apiVersion: v1"}])
 
 
 def test_string_data_becomes_data_and_server_fields_go() -> None:

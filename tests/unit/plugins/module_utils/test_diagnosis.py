@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.inferops.cluster.plugins.module_utils.wait import event_lines, pod_problems, problem_lines
+from ansible_collections.inferops.cluster.plugins.module_utils.diagnosis import event_lines, pod_problems, problem_lines
 
 
 def pod(**status: Any) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+# Copyright: (c) 2026, inferops.cluster maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every module that talks to a cluster does around its work: connect, keep secrets out, tell failures."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional
+
+from ansible_collections.kubernetes.core.plugins.module_utils.args_common import (
+    extract_sensitive_values_from_kubeconfig,
+)
+
+from ansible_collections.inferops.cluster.plugins.module_utils import access
+from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError
+from ansible_collections.inferops.cluster.plugins.module_utils.explain import missing_right, rights_advice, unauthorized
+
+
+def protect_secrets(module: Any) -> None:
+    """Keep credentials, and only these, out of results.
+
+    Manifests are marked no_log so that they reach no log of the host; but then Ansible would also mask every word of
+    theirs, such as the names of the objects, in what the module returns.
+    """
+    params = module.params
+    secrets = {params.get("api_key"), params.get("password"), *(params.get("proxy_headers") or {}).values()}
+    if isinstance(params.get("kubeconfig"), dict):
+        secrets |= extract_sensitive_values_from_kubeconfig(params["kubeconfig"])
+    module.no_log_values = {secret for secret in secrets if secret}
+
+
+def told(error: ClusterError, server: str) -> str:
+    """The sentence for an API error that no object stands for, such as a refused LIST."""
+    if not isinstance(error, ApiError):
+        return str(error)
+    if error.status == 401:
+        return unauthorized(server)
+    right = missing_right(error)
+    if right:
+        return f"{right}. {rights_advice(server)}"
+    return f"the API server {server} refused {error.method} {error.path}: {error.message}"
+
+
+class Session:
+    """One connection for the length of a module's work, with the failure that ended it, if any."""
+
+    def __init__(self, params: Dict[str, Any]) -> None:
+        self.client: Optional[Client] = None
+        self.failure: Optional[ClusterError] = None
+        self._params = params
+
+    def run(self, work: Callable[[Client], None]) -> None:
+        """Do the work; a ClusterError ends it, and is kept."""
+        try:
+            self.client = Client(access.resolve(self._params))
+            work(self.client)
+        except ClusterError as error:
+            self.failure = error
+        finally:
+            if self.client:
+                self.client.close()
+
+    def warn(self, module: Any) -> None:
+        """Pass on what the API server warned about."""
+        for warning in self.client.warnings if self.client else ():
+            module.warn(warning)
+
+    @property
+    def message(self) -> str:
+        """The failure as a sentence; empty when there was none."""
+        return told(self.failure, self.client.server if self.client else "") if self.failure else ""
