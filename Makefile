@@ -15,7 +15,7 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench-latency env lock clean
+.PHONY: help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench-latency bench-apply fuzz env lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ lab-down: env ## Stop it, and leave nothing behind
 
 bench-latency: env ## What the EPP adds to a request behind Envoy, at 1 and 32 streams
 	python -m benchmarks.epp_latency
+
+bench-apply: env ## apply_set against kubernetes.core.k8s and kubectl, in turns (the cluster in use)
+	@python -m target run python -m benchmarks.apply $(ARGS)
+
+fuzz: env ## Ten minutes of broken streams, bodies, pages and configurations for the EPP
+	FUZZ_SECONDS=600 pytest -q files/epp/tests/fuzz --timeout 900
 
 env: $(ENV) $(LINK) ## The development environment, from the locks
 
