@@ -150,7 +150,19 @@ async def forget(groups: list[str]) -> None:
         for group in groups:
             pools = await cluster.call("GET", f"/apis/{group}/{VERSION[group]}/inferencepools")
             if all(item["metadata"]["namespace"].startswith("epp-test-") for item in pools["items"]):
-                await cluster.call("DELETE", f"{DEFINITIONS}/inferencepools.{group}")
+                path = f"{DEFINITIONS}/inferencepools.{group}"
+                await cluster.call("DELETE", path)
+                # It goes with its last object, and until then nobody can make it again.
+                await until(functools.partial(_gone, cluster, path), seconds=90)
+
+
+async def _gone(cluster: Cluster, path: str) -> None:
+    """Raises LookupError while something is at ``path``."""
+    try:
+        await cluster.call("GET", path)
+    except LookupError:
+        return
+    raise LookupError(f"{path} is still there")
 
 
 @pytest.fixture(scope="module")
