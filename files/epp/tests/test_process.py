@@ -127,8 +127,6 @@ def test_warnings_are_logged_once(endpoints: str, tmp_path: Path) -> None:
 def test_v13s_environment_counts(endpoints: str, tmp_path: Path) -> None:
     done = run(endpoints, SD_QUEUE_DEPTH_THRESHOLD="many")
     assert (done.returncode, "SD_QUEUE_DEPTH_THRESHOLD: 'many' is not usable" in message(done)) == (1, True)
-    done = run(endpoints, ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER="true")
-    assert "ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER: flow control is not available" in message(done)
     done = run(endpoints, OTEL_TRACES_SAMPLER="jaeger_remote")
     assert "OTEL_TRACES_SAMPLER=jaeger_remote: write always_on" in message(done)
 

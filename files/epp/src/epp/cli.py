@@ -82,11 +82,15 @@ def _serve(settings: Settings) -> int:
     setup_logging(LogOptions(encoder, settings.v, level, traces, times))
     try:
         cfg = config.with_environment(_load_config(settings), os.environ)
-        _check_sources(settings, cfg)
-        _set_ciphers(settings)
     except (ConfigError, StartError) as error:
+        if not _by_flag(settings):
+            raise FlagError(
+                f"{missing_source()}; the configuration, which may say it, too, is broken: {error}"
+            ) from None
         log.error("cannot start: %s", error)
         return 1
+    _check_sources(settings, cfg)
+    _set_ciphers(settings)
     from epp import serve
 
     return serve.run(settings, cfg)
@@ -107,9 +111,14 @@ def _load_config(settings: Settings) -> EndpointPickerConfig:
     return config.default()
 
 
+def _by_flag(settings: Settings) -> bool:
+    """Whether the command line says where the endpoints are."""
+    return bool(settings.pool_name or settings.endpoint_selector or settings.endpoints_file)
+
+
 def _check_sources(settings: Settings, cfg: EndpointPickerConfig) -> None:
     """Endpoints come from one place: flags or the configuration. Raises FlagError."""
-    by_flag = bool(settings.pool_name or settings.endpoint_selector or settings.endpoints_file)
+    by_flag = _by_flag(settings)
     if cfg.discovery and by_flag:
         raise FlagError(
             f"{cfg.source}: dataLayer.discovery says which endpoints to serve, and a flag does, too; remove one of them"

@@ -125,8 +125,8 @@ class TestEnvironment:
         cfg = with_environment(config.default(), {"ENABLE_EXPERIMENTAL_DATALAYER_V2": "true"})
         assert "there is only one data layer here" in cfg.warnings[0]
         assert with_environment(cfg, {"ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER": "false"}) == cfg
-        with pytest.raises(ConfigError, match="flow control is not available"):
-            with_environment(cfg, {"ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER": "true"})
+        cfg = with_environment(config.default(), {"ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER": "true"})
+        assert "does not queue requests" in cfg.warnings[0]
 
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"

@@ -118,9 +118,11 @@ def test_detector_by_reference() -> None:
 
 
 def test_what_has_no_effect_is_said() -> None:
-    (warning,) = load("flowControl: {maxRequests: 5}\n").warnings
+    (warning,) = load("featureGates: [flowControl]\n").warnings
+    assert "this version of the EPP does not queue requests" in warning
+    (warning,) = load("flowControl: {maxRequests: 5, enableEviction: true}\n").warnings
     assert "maxRequests" in warning
-    assert "off" in warning
+    assert "requests are not queued" in warning
     (warning,) = load(
         "plugins: [{type: queue-scorer}, {type: openai-parser}]\n"
         "schedulingProfiles: [{name: a, plugins: [{pluginRef: openai-parser}]}]\n"
@@ -142,7 +144,7 @@ def test_no_sources_means_no_reading() -> None:
         ("apiVersion: llm-d.ai/v1alpha1\nkind: Pod", "epp.yaml:2: kind: must be EndpointPickerConfig, not 'Pod'"),
         (HEAD + "plugin: []", "epp.yaml:3: plugin: unknown field; did you mean 'plugins'?"),
         (HEAD + "plugins: {}", "epp.yaml:3: plugins: must be a list, not a map"),
-        (HEAD + "plugins:\n- name: x", "epp.yaml:4: plugins[0].type: is missing; add it"),
+        (HEAD + "plugins:\n- name: x", "epp.yaml:4: plugins[0].type: is missing; say of which type 'x' is"),
         (
             HEAD + "plugins:\n- type: queue-scorr",
             "epp.yaml:4: plugins[0].type: unknown plugin type 'queue-scorr'; did you",
@@ -219,11 +221,6 @@ def test_no_sources_means_no_reading() -> None:
             "featureGates[0]: unknown feature gate 'flowcontrol'; did you mean 'flow",
         ),
         (HEAD + "featureGates: [dataLayer=yes]", "featureGates[0]: must end in =true or =false"),
-        (
-            HEAD + "featureGates:\n- flowControl",
-            "epp.yaml:3: featureGates: flowControl is not available in this version",
-        ),
-        (HEAD + "flowControl: {enableEviction: true}", "flowControl.enableEviction: is not available"),
         (HEAD + "flowControl: {defaultRequestTTL: 60}", "flowControl.defaultRequestTTL: must be a duration"),
         (HEAD + "flowControl: {saturationDetector: {pluginRef: x}}", "no plugin is named 'x'"),
         (HEAD + "dataLayer: {discovery: {pluginRef: x}}", "dataLayer.discovery: no plugin is named 'x'"),

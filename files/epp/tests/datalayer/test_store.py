@@ -68,6 +68,19 @@ def test_unseen_requests_count_until_a_reading_can_show_them() -> None:
     assert (one.unseen, one.unseen_tokens) == (0, 0)
 
 
+def test_a_request_that_has_ended_waits_nowhere() -> None:
+    store, (one,) = Datastore(), [endpoint("a")]
+    store.replace([one])
+    for tokens in (10, 20, 30):
+        store.acquire(one)
+        store.sent(one, tokens)
+    store.release(one)
+    assert (one.inflight, one.unseen, one.unseen_tokens) == (2, 2, 50)
+    store.release(one)
+    store.release(one)
+    assert (one.inflight, one.unseen, one.unseen_tokens) == (0, 0, 0)
+
+
 def test_unseen_requests_are_bounded() -> None:
     store = Datastore()
     store.replace([endpoint()])

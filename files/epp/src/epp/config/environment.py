@@ -25,7 +25,7 @@ def with_environment(cfg: EndpointPickerConfig, environment: Mapping[str, str]) 
     """The configuration with what the environment says. Raises ConfigError, which names the variable."""
     warnings = list(cfg.warnings)
     if environment.get(_FLOW_CONTROL, "").lower() in ("1", "t", "true"):
-        raise ConfigError(_FLOW_CONTROL, 0, "", "flow control is not available in this version of the EPP; unset it")
+        warnings.append(f"{_FLOW_CONTROL} has no effect: this version of the EPP does not queue requests")
     if _DATA_LAYER in environment:
         warnings.append(f"{_DATA_LAYER} has no effect: there is only one data layer here")
     changed: dict[str, Any] = {}

@@ -62,6 +62,10 @@ schedulingProfiles:
 GATES = {"flowControl": False, "haPopulateNonLeaderDatastore": True, "dataLayer": True, "prepareDataPlugins": True}
 """Feature gates and what they are when nobody sets them."""
 
+NO_FLOW_CONTROL = (
+    "the feature gate flowControl is on, but this version of the EPP does not queue requests: all are sent on at once, "
+    "but for sheddable ones (priority below 0), which are refused while the pool is saturated"
+)
 LATER = "is not available in this version of the EPP; remove it"
 
 
@@ -202,7 +206,7 @@ class _Loading:
                 raise self._at(path, f"must end in =true or =false, not ={value}", "featureGates", index)
             gates[name] = value != "false"
         if gates["flowControl"]:
-            raise self._at("featureGates", "flowControl " + LATER, "featureGates")
+            self._warnings.append(NO_FLOW_CONTROL)
         return gates
 
     def _plugins(self, raw: RawConfig) -> None:
@@ -210,6 +214,9 @@ class _Loading:
         entries: list[tuple[RawPlugin, Located, str]] = []
         for index, located in enumerate(raw.plugins):
             path = f"plugins[{index}]"
+            if isinstance(located.value, dict) and "name" in located.value and "type" not in located.value:
+                name = located.value["name"].value
+                raise self._at(f"{path}.type", f"is missing; say of which type {name!r} is", "plugins", index)
             entry: RawPlugin = self._decoder.decode(RawPlugin, located, path)
             name = entry.name or entry.type
             if entry.type not in self._types:
@@ -293,16 +300,14 @@ class _Loading:
         return self._ensure("utilization-detector", parameters)
 
     def _flow_control(self, raw: RawConfig) -> str | None:
-        """The detector that flowControl names; while the gate is off, the rest has no effect, as in the reference."""
+        """The detector that flowControl names; the rest has no effect while requests are not queued."""
         if raw.flow_control is None:
             return None
         flow: RawFlowControl = self._decoder.decode(RawFlowControl, raw.flow_control, "flowControl")
         given = raw.flow_control.value or {}
         idle = [key for key in given if key != "saturationDetector"]
-        if flow.enable_eviction:
-            raise self._at("flowControl.enableEviction", LATER, "flowControl", "enableEviction")
         if idle:
-            self._warnings.append(f"flowControl ({', '.join(idle)}) has no effect: the feature gate flowControl is off")
+            self._warnings.append(f"flowControl ({', '.join(idle)}) has no effect: requests are not queued")
         if flow.saturation_detector is None:
             return None
         line = given["saturationDetector"].line

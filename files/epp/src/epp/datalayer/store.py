@@ -99,6 +99,11 @@ class Datastore:
         if endpoint.inflight <= 0:
             raise RuntimeError(f"endpoint {endpoint.name} was released more often than acquired")
         endpoint.inflight -= 1
+        sent = self._unseen.get(endpoint)
+        if sent is not None and len(sent) > endpoint.inflight:
+            # A request that has ended waits nowhere; which one it was matters little.
+            endpoint.unseen_tokens -= sent.popleft()[1]
+            endpoint.unseen = len(sent)
 
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Remember a request of ``tokens`` uncached prompt tokens until the endpoint's metrics can show it."""
