@@ -19,6 +19,7 @@ from pathlib import Path
 from conformance.kit.driver import Driver
 from conformance.kit.grpc import Channel, Stream
 from conformance.kit.page import Page
+from conformance.kit.wait import PATIENCE
 
 START_SECONDS = 40.0
 """How long a picker may take to listen, on a machine that is busy."""
@@ -71,8 +72,9 @@ class Process:
         """Whether it has not ended."""
         return self.popen.poll() is None
 
-    def wait(self, seconds: float = 20.0) -> int:
+    def wait(self, seconds: float | None = None) -> int:
         """Its exit status. Raises PickerError when it goes on running."""
+        seconds = 2 * PATIENCE.seconds if seconds is None else seconds
         try:
             return self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
