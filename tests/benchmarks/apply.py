@@ -89,7 +89,7 @@ class Bench:
                 tools = [tool for tool in self.tools if count <= tool.largest]
                 if not number:
                     sets.update({(tool.name, count): self._make(tool, count) for tool in tools})
-                    self.cases.extend(Case(tool, count, state) for state in STATES for tool in tools)
+                    self.cases.extend(Case(tool, count, s) for s in STATES for tool in tools if s in tool.states)
                 cases = [case for case in self.cases if case.count == count]
                 # Each round begins with another tool.
                 for case in cases[number % len(cases) :] + cases[: number % len(cases)]:

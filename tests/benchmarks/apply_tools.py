@@ -85,6 +85,7 @@ class Tool:
     manager: str
     run: Callable[[str, Path, list[Json]], Outcome]
     largest: int = sys.maxsize  # objects; more take too long
+    states: tuple[str, ...] = ("unchanged", "drifted")
 
 
 def _playbook(kubeconfig: str, folder: Path, tasks: list[Json]) -> Outcome:
@@ -162,4 +163,4 @@ def _versions(program: str, kubeconfig: str, items: list[Json]) -> list[str]:
 # The quickest first: what the time does not suffice for is left out.
 APPLY_SET = Tool("apply_set", "inferops.cluster", _apply_set)
 K8S_LIST = Tool("k8s, a list", "kubernetes-core", _k8s_list)
-K8S_TASKS = Tool("k8s, a task per object", "kubernetes-core", _k8s_tasks, largest=20)
+K8S_TASKS = Tool("k8s, a task per object", "kubernetes-core", _k8s_tasks, largest=20, states=("unchanged",))
