@@ -16,10 +16,13 @@ from ansible_collections.kubernetes.core.plugins.module_utils.args_common import
 
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import InputError
 from ansible_collections.inferops.cluster.plugins.module_utils.load import SUFFIXES, files_of
+from ansible_collections.inferops.cluster.plugins.modules import apply_set, cluster_wait
 from ansible_collections.inferops.cluster.plugins.plugin_utils import progress
+from ansible_collections.inferops.cluster.plugins.plugin_utils.direct import Program
 
 Json = Dict[str, Any]
-MODULE, WAITER = "inferops.cluster.apply_set", "inferops.cluster.cluster_wait"
+APPLIER = Program("inferops.cluster.apply_set", apply_set.argument_spec(), apply_set.RULES, apply_set.perform)
+WAITER = Program("inferops.cluster.cluster_wait", cluster_wait.argument_spec(), {}, cluster_wait.perform)
 AUTH = {name for option, spec in AUTH_ARG_SPEC.items() for name in (option, *spec.get("aliases", ()))}
 
 
@@ -40,7 +43,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 args[option] = [part for source in sources for part in prepare(source, task_vars or {})]
         timeout = progress.seconds(args)
         if self._task.async_val or timeout is None:
-            result.update(self._execute_module(MODULE, args, task_vars=task_vars, wrap_async=self._task.async_val))
+            result.update(APPLIER.execute(self, args, task_vars))
         else:
             result.update(self._in_parts(args, progress.Clock(timeout), task_vars or {}))
         return result
@@ -48,10 +51,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _in_parts(self, args: Json, clock: progress.Clock, task_vars: Json) -> Json:
         """The module once or, while something is still being deleted, more often; then waits for what is not ready."""
         subject = f"[{task_vars.get('inventory_hostname', '')}] set {args.get('name')}"
-        whole: Json = self._execute_module(MODULE, {**args, "wait_timeout": clock.part()}, task_vars=task_vars)
+        whole: Json = APPLIER.execute(self, {**args, "wait_timeout": clock.part()}, task_vars)
         while progress.unmet(whole) and whole["waited"]["for"] == "gone" and clock.left():
             progress.tell(subject, whole, 0, clock.elapsed)
-            again = self._execute_module(MODULE, {**args, "wait_timeout": clock.part()}, task_vars=task_vars)
+            again = APPLIER.execute(self, {**args, "wait_timeout": clock.part()}, task_vars)
             whole = _joined(whole, again)
         total = (whole.get("waited") or {}).get("total", 0)
         while progress.unmet(whole) and clock.left():
@@ -59,7 +62,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             options = {name: value for name, value in args.items() if name in AUTH}
             options["objects"] = [_awaited(entry) for entry in whole["waited"]["unmet"]]
             options["wait_timeout"] = clock.part()
-            _settle(whole, self._execute_module(WAITER, options, task_vars=task_vars))
+            _settle(whole, WAITER.execute(self, options, task_vars))
         if "waited" in whole:
             progress.retold(whole, total, clock.elapsed, f"set {args.get('name')}: ")
         return whole

@@ -9,10 +9,12 @@ from typing import Any, Dict, Optional
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.inferops.cluster.plugins.modules import cluster_wait
 from ansible_collections.inferops.cluster.plugins.plugin_utils import progress
+from ansible_collections.inferops.cluster.plugins.plugin_utils.direct import Program
 
 Json = Dict[str, Any]
-MODULE = "inferops.cluster.cluster_wait"
+WAITER = Program("inferops.cluster.cluster_wait", cluster_wait.argument_spec(), {}, cluster_wait.perform)
 ADDED = ("reason", "final", "details")  # to the entries of `unmet`
 
 
@@ -27,17 +29,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: Json = super().run(tmp, task_vars)
         timeout = progress.seconds(self._task.args)
         if self._task.async_val or timeout is None:
-            result.update(self._execute_module(MODULE, task_vars=task_vars, wrap_async=self._task.async_val))
+            result.update(WAITER.execute(self, self._task.args, task_vars))
             return result
         clock = progress.Clock(timeout)
         args = {**self._task.args, "wait_timeout": clock.part()}
-        last: Json = self._execute_module(MODULE, args, task_vars=task_vars)
+        last: Json = WAITER.execute(self, args, task_vars)
         objects = last.get("objects") or []
         while progress.unmet(last) and clock.left():
             progress.tell(self._subject(task_vars), last, len(objects), clock.elapsed)
             waiting = [index for index, entry in enumerate(objects) if not entry["ready"]]
             args = {**args, "objects": [self._given(entry) for entry in last["waited"]["unmet"]]}
-            last = self._execute_module(MODULE, {**args, "wait_timeout": clock.part()}, task_vars=task_vars)
+            last = WAITER.execute(self, {**args, "wait_timeout": clock.part()}, task_vars)
             for index, entry in zip(waiting, last.get("objects") or [], strict=False):
                 objects[index] = entry
         if "waited" in last:

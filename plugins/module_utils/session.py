@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
 from ansible_collections.kubernetes.core.plugins.module_utils.args_common import (
     extract_sensitive_values_from_kubeconfig,
@@ -17,17 +17,12 @@ from ansible_collections.inferops.cluster.plugins.module_utils.errors import Api
 from ansible_collections.inferops.cluster.plugins.module_utils.explain import missing_right, rights_advice, unauthorized
 
 
-def protect_secrets(module: Any) -> None:
-    """Keep credentials, and only these, out of results.
-
-    Manifests are marked no_log so that they reach no log of the host; but then Ansible would also mask every word of
-    theirs, such as the names of the objects, in what the module returns.
-    """
-    params = module.params
+def credentials(params: Dict[str, Any]) -> Set[str]:
+    """The secrets among the options: these must show in no result."""
     secrets = {params.get("api_key"), params.get("password"), *(params.get("proxy_headers") or {}).values()}
     if isinstance(params.get("kubeconfig"), dict):
         secrets |= extract_sensitive_values_from_kubeconfig(params["kubeconfig"])
-    module.no_log_values = {secret for secret in secrets if secret}
+    return {secret for secret in secrets if secret}
 
 
 def told(error: ClusterError, server: str) -> str:
@@ -61,12 +56,27 @@ class Session:
             if self.client:
                 self.client.close()
 
-    def warn(self, module: Any) -> None:
-        """Pass on what the API server warned about."""
-        for warning in self.client.warnings if self.client else ():
-            module.warn(warning)
+    @property
+    def warnings(self) -> List[str]:
+        """What the API server warned about."""
+        return list(self.client.warnings) if self.client else []
 
     @property
     def message(self) -> str:
         """The failure as a sentence; empty when there was none."""
         return told(self.failure, self.client.server if self.client else "") if self.failure else ""
+
+
+def finish(module: Any, work: Callable[[Dict[str, Any], bool, bool], Dict[str, Any]]) -> None:
+    """Do a module's ``work`` (parameters, check mode, diff mode) and end the module with its results.
+
+    Manifests are marked no_log so that they reach no log of the host; but then Ansible would also mask every word of
+    theirs, such as the names of the objects, in what the module returns. So only credentials are masked.
+    """
+    module.no_log_values = credentials(module.params)
+    results = work(module.params, module.check_mode, module._diff)
+    for warning in results.pop("warnings"):
+        module.warn(warning)
+    if results.pop("failed"):
+        module.fail_json(**results)
+    module.exit_json(**results)

@@ -386,9 +386,10 @@ from ansible_collections.kubernetes.core.plugins.module_utils.args_common import
 
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import NotReadyError
 from ansible_collections.inferops.cluster.plugins.module_utils.expect import EXPECTATION
-from ansible_collections.inferops.cluster.plugins.module_utils.session import Session, protect_secrets
+from ansible_collections.inferops.cluster.plugins.module_utils.session import Session, finish
 from ansible_collections.inferops.cluster.plugins.module_utils.task import Task
 
+RULES: Dict[str, Any] = {"required_one_of": [["objects", "src", "templates"]]}
 SELECTOR: Dict[str, Any] = {
     "kind": {"type": "str"},
     "api_group": {"type": "str"},
@@ -428,24 +429,24 @@ def argument_spec() -> Dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Entry point."""
-    module = AnsibleModule(
-        argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[["objects", "src", "templates"]]
-    )
-    protect_secrets(module)
-    task, session = Task(module.params, module.check_mode), Session(module.params)
+def perform(params: Dict[str, Any], check_mode: bool, with_diff: bool) -> Dict[str, Any]:
+    """Bring the set to its state: the results, with ``failed`` and ``warnings``."""
+    task, session = Task(params, check_mode), Session(params)
     session.run(task.run)
-    session.warn(module)
-    results = task.results(with_diff=module._diff)
+    results = task.results(with_diff)
     message = session.message
     if isinstance(session.failure, NotReadyError):
         results["waited"] = session.failure.waited
     elif message:
         message = f"{message}\n{task.outcome()}"
     if message:
-        module.fail_json(msg=f"set {task.params['name']}: {message}", **results)
-    module.exit_json(**results)
+        results["msg"] = f"set {params['name']}: {message}"
+    return {**results, "failed": bool(message), "warnings": session.warnings}
+
+
+def main() -> None:
+    """Entry point."""
+    finish(AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True, **RULES), perform)
 
 
 if __name__ == "__main__":

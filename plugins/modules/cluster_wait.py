@@ -210,7 +210,7 @@ from ansible_collections.kubernetes.core.plugins.module_utils.args_common import
 from ansible_collections.inferops.cluster.plugins.module_utils.awaiting import Awaiting
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import NotReadyError
 from ansible_collections.inferops.cluster.plugins.module_utils.expect import EXPECTATION
-from ansible_collections.inferops.cluster.plugins.module_utils.session import Session, protect_secrets
+from ansible_collections.inferops.cluster.plugins.module_utils.session import Session, finish
 
 
 def argument_spec() -> Dict[str, Any]:
@@ -238,19 +238,21 @@ def argument_spec() -> Dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Entry point."""
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    protect_secrets(module)
-    waiting, session = Awaiting(module.params, module.check_mode), Session(module.params)
+def perform(params: Dict[str, Any], check_mode: bool, _with_diff: bool) -> Dict[str, Any]:
+    """Wait: the results, with ``failed`` and ``warnings``."""
+    waiting, session = Awaiting(params, check_mode), Session(params)
     session.run(waiting.run)
-    session.warn(module)
     results: Dict[str, Any] = {"changed": False, "objects": waiting.results()}
     if isinstance(session.failure, NotReadyError):
         results["waited"] = session.failure.waited
     if session.failure:
-        module.fail_json(msg=session.message, **results)
-    module.exit_json(**results)
+        results["msg"] = session.message
+    return {**results, "failed": session.failure is not None, "warnings": session.warnings}
+
+
+def main() -> None:
+    """Entry point."""
+    finish(AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True), perform)
 
 
 if __name__ == "__main__":

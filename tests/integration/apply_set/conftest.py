@@ -183,7 +183,8 @@ def waiter(tmp_path: Path, kubeconfig: str) -> Callable[..., Json]:
 def playbook(tmp_path: Path, kubeconfig: str) -> Run:
     """Run tasks one after the other in one playbook, and give back what each returned.
 
-    ``files`` are written beside the playbook first. A task with the key ``action`` is for another module of ours.
+    ``files`` are written beside the playbook first. A task with the key ``action`` is for another module of ours; the
+    key ``environment`` is that of a task. ``python`` is the interpreter for modules.
     """
     numbers = itertools.count()
 
@@ -192,6 +193,7 @@ def playbook(tmp_path: Path, kubeconfig: str) -> Run:
         options: tuple[str, ...] = (),
         output: list[str] | None = None,
         files: dict[str, str] | None = None,
+        python: str = sys.executable,
     ) -> list[Json]:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
@@ -201,13 +203,14 @@ def playbook(tmp_path: Path, kubeconfig: str) -> Run:
         steps: list[Json] = []
         for index, task in enumerate(tasks):
             action = task.get("action", "apply_set")
-            given = {name: value for name, value in task.items() if name != "action"}
+            given = {name: value for name, value in task.items() if name not in ("action", "environment")}
             given = _options(given, kubeconfig) if action == "apply_set" else {"kubeconfig": kubeconfig, **given}
-            steps.append({f"inferops.cluster.{action}": given, "register": "result", "ignore_errors": True})
+            step = {f"inferops.cluster.{action}": given, "environment": task.get("environment", {})}
+            steps.append({**step, "register": "result", "ignore_errors": True})
             answer = {"content": "{{ result | to_json }}", "dest": str(folder / f"{index}.json"), "mode": "0600"}
             steps.append({"ansible.builtin.copy": answer, "check_mode": False, "diff": False})
         play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": steps}
-        play["vars"] = {"ansible_python_interpreter": sys.executable, "word": "rendered"}
+        play["vars"] = {"ansible_python_interpreter": python, "word": "rendered"}
         (folder / "play.yml").write_text(json.dumps([play]))
         command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", *options, "play.yml"]
         environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
