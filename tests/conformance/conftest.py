@@ -80,7 +80,8 @@ def pytest_runtest_makereport(
 
 
 def _record(item: pytest.Item, report: pytest.TestReport, failed: bool, why: str) -> None:
-    outcome, text = report.outcome, ""
+    outcome: str = report.outcome
+    text = ""
     if failed:
         outcome = "differs" if why and report.when != "teardown" else "failed"
         text = _error(report)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from operator import eq
 from pathlib import Path
 
 import pytest
@@ -40,8 +42,7 @@ def prefers(found: Picker, pool: Pool, better: dict[str, float], worse: dict[str
         for engine in pool.engines:
             engine.show(waiting=0, kv=0.0)
         pool.show(*shown)
-        best = pool.engines[place].hostport
-        eventually(lambda best=best: destinations(found, 6) == {best})
+        eventually(lambda: destinations(found, 6), partial(eq, {pool.engines[place].hostport}))
     return True
 
 

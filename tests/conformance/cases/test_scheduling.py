@@ -72,10 +72,11 @@ def one(name: str, weight: int = 1) -> str:
     return scorers((name, weight))
 
 
+# The figures are far apart: a picker may count its own requests until it sees them in the figures.
 GAUGES = [
-    ("queue-scorer", "waiting", (4.0, 1.0, 3.0), 1),
+    ("queue-scorer", "waiting", (400.0, 100.0, 300.0), 1),
     ("kv-cache-utilization-scorer", "kv", (0.9, 0.5, 0.2), 2),
-    ("running-requests-size-scorer", "running", (2.0, 9.0, 5.0), 0),
+    ("running-requests-size-scorer", "running", (200.0, 900.0, 500.0), 0),
 ]
 SCORERS = pytest.mark.parametrize(("name", "gauge", "figures", "best"), GAUGES, ids=[each[0] for each in GAUGES])
 
@@ -121,7 +122,7 @@ class TestGauges:
     def test_the_queue_is_relative(self, pickers: Pickers, pool: Pool) -> None:
         """A queue counts in relation to the others: half as far from the longest is half the score."""
         # Queue scores 1, 0.5 and 0, cache scores 0.2, 0.9 and 1: the one in the middle wins.
-        pool.show({"waiting": 0, "kv": 0.8}, {"waiting": 2, "kv": 0.1}, {"waiting": 4, "kv": 0.0})
+        pool.show({"waiting": 0, "kv": 0.8}, {"waiting": 200, "kv": 0.1}, {"waiting": 400, "kv": 0.0})
         assert goes_to(pickers(scorers(QUEUE, KV)), {pool.hostports[1]})
 
 
@@ -129,7 +130,7 @@ class TestWeights:
     @pytest.mark.parametrize(("queue", "cache", "best"), [(10, 1, 0), (1, 10, 2)])
     def test_the_heavier_wins(self, pickers: Pickers, pool: Pool, queue: int, cache: int, best: int) -> None:
         """Where the scorers disagree the weight decides."""
-        pool.show({"waiting": 0, "kv": 0.7}, {"waiting": 2, "kv": 0.5}, {"waiting": 4, "kv": 0.0})
+        pool.show({"waiting": 0, "kv": 0.7}, {"waiting": 200, "kv": 0.5}, {"waiting": 400, "kv": 0.0})
         config = scorers((QUEUE[0], queue), (KV[0], cache))
         assert goes_to(pickers(config), {pool.hostports[best]})
 

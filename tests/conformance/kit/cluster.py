@@ -33,7 +33,7 @@ class Api:
     """Requests to the API server that a kubeconfig names."""
 
     def __init__(self, kubeconfig: str) -> None:
-        self._client = config.new_client_from_config(kubeconfig)
+        self._client: client.ApiClient = config.new_client_from_config(kubeconfig)  # type: ignore[no-untyped-call]
 
     def call(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
         """One request, JSON in and out. Raises ApiError."""
@@ -41,14 +41,10 @@ class Api:
         request = self._client.param_serialize(
             method, path, body=body, header_params=headers, auth_settings=["BearerToken"]
         )
-        try:
-            answer = self._client.call_api(*request)
-            data, status = answer.read() or answer.data, answer.status
-        except client.ApiException as error:
-            data, status = error.body or "", error.status
-        text = data.decode() if isinstance(data, bytes) else data
-        if status >= 400:
-            raise ApiError(status, f"{method} {path}: {status} {text}")
+        answer = self._client.call_api(*request)
+        text = bytes(answer.read()).decode()  # type: ignore[no-untyped-call]
+        if answer.status >= 400:
+            raise ApiError(answer.status, f"{method} {path}: {answer.status} {text}")
         return json.loads(text)
 
     def served(self, group: str, version: str, resource: str) -> bool:

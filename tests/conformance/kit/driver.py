@@ -57,7 +57,7 @@ def load(name: str) -> Driver:
         values["binary"] = str(_built(found["name"], build, values["here"]))
     return Driver(
         name=found["name"],
-        title=found.get("title", found["name"]),
+        title=str(found.get("title", found["name"])),
         command=tuple(str(each).format_map(values) for each in found["command"]),
         environment={key: str(value).format_map(values) for key, value in found.get("environment", {}).items()},
         deviations=dict(found.get("deviations", {})),

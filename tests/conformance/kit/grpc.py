@@ -162,11 +162,10 @@ class _Protocol(H2Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        fail = self.processor.processors[StreamReset]
 
         def reset(event: StreamReset) -> None:
             if event.error_code != ErrorCodes.NO_ERROR:
-                fail(event)
+                self.processor.process_stream_reset(event)
 
         self.processor.processors[StreamReset] = reset
 

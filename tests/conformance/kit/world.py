@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from conformance.kit.cluster import NEW, OLD, Api, Namespace, definition, namespace
@@ -81,12 +83,13 @@ class World:
     api: Api
     space: Namespace
     kubeconfig: str
-    _network: str = field(default_factory=lambda: f"127.{64 + os.getpid() % 128}.{random.randrange(256)}")
-    _addresses: Iterator[int] = field(default_factory=lambda: iter(range(1, 255)))
+    _network: str = field(default_factory=lambda: f"127.{64 + os.getpid() % 128}")
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(random.randrange(40_000)))
 
     def address(self) -> str:
         """A loopback address that nobody else uses."""
-        return f"{self._network}.{next(self._addresses)}"
+        third, last = divmod(next(self._numbers), 250)
+        return f"{self._network}.{third}.{last + 1}"
 
     @contextlib.contextmanager
     def engines(self, count: int, **options: Any) -> Iterator[list[Engine]]:
@@ -211,7 +214,7 @@ class Standing:
     """A picker that many cases share; when one of them was its death, the next gets a new one."""
 
     def __init__(self, around: World, pool: str, *flags: str, **options: Any) -> None:
-        self._start = lambda: around.picker(pool, *flags, **options)
+        self._start = partial(around.picker, pool, *flags, **options)
         self._running = contextlib.ExitStack()
         self._picker: Picker | None = None
 
