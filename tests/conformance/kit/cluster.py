@@ -170,6 +170,8 @@ def definition(api: Api, group: str, version: str, kind: str) -> Iterator[None]:
         yield
     finally:
         api.call("DELETE", f"{path}/{metadata['name']}")
+        # Pickers look at their start which resources there are; the next one must not see this one any more.
+        eventually(lambda: not api.served(group, version, resource))
 
 
 def plural(kind: str) -> str:
