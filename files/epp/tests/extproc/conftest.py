@@ -123,7 +123,9 @@ class FakeScheduler:
         if request.model == "breaks-hooks":
             raise RuntimeError("a hook")
 
-    def response_received(self, served: str) -> dict[str, str]:
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> dict[str, str]:
         return {"x-served": served} if served == "10.9.9.9:8000" else {}
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:

@@ -178,9 +178,12 @@ class ResponseHook(Plugin):
     """Looks at the beginning of an answer."""
 
     @abstractmethod
-    def response_received(self, served: str) -> Mapping[str, str]:
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> Mapping[str, str]:
         """The answer's headers are here. ``served`` is the ``ip:port`` that the gateway says has served the request,
-        empty when it does not say. Returns headers to set on the answer."""
+        empty when it does not say; request and decision are None for a stream that began with the answer. Returns
+        headers to set on the answer."""
 
 
 class SaturationDetector(Plugin):
@@ -230,3 +233,6 @@ class ProfileHandler(Plugin):
     @abstractmethod
     def primary(self, request: InferenceRequest, results: Mapping[str, list[Endpoint] | None]) -> str:
         """The name of the profile whose pick is the destination."""
+
+    def process_results(self, request: InferenceRequest, decision: Decision) -> None:
+        """Complete the decision: headers, another destination, who is charged. Does nothing unless overridden."""

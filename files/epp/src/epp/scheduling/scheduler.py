@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.scheduling.api import (
     BYTES_PER_TOKEN,
     PREFIX_MATCH,
@@ -90,6 +90,8 @@ class Scheduler:
         Raises Rejection: 429 for shed requests and for filters that leave nothing, 503 for no candidates (pass an empty
         sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
         """
+        if not request.prompt_tokens:
+            request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
         self.admit(request)
         standing = _standing(candidates)
         if not standing:
@@ -106,8 +108,8 @@ class Scheduler:
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """Tell the plugins that the request goes out now; call it right after :meth:`schedule`, in the same turn."""
-        endpoint = decision.endpoints[0]
-        self._datastore.sent(endpoint, uncached_tokens(request, endpoint))
+        for charge in decision.charges:
+            self._datastore.sent(charge.endpoint, charge.prompt_tokens)
         for hook in self._hooks:
             started = time.perf_counter()
             try:
@@ -116,13 +118,18 @@ class Scheduler:
                 self._failures.report(hook, "the request goes out without it")
             self._recorder.plugin("PreRequest", hook.TYPE, hook.name, time.perf_counter() - started)
 
-    def response_received(self, served: str) -> dict[str, str]:
-        """The answer's headers are here, from ``served`` (``ip:port``, if known); headers to set on it."""
+    def response_received(
+        self, served: str, request: InferenceRequest | None = None, decision: Decision | None = None
+    ) -> dict[str, str]:
+        """The answer's headers are here, from ``served`` (``ip:port``, if known); headers to set on it.
+
+        Request and decision are None for a stream that began with the answer.
+        """
         headers: dict[str, str] = {}
         for hook in self._response_hooks:
             started = time.perf_counter()
             try:
-                headers.update(hook.response_received(served))
+                headers.update(hook.response_received(served, request, decision))
             except Exception:
                 self._failures.report(hook, "the answer goes on without it")
             self._recorder.plugin("ResponseReceived", hook.TYPE, hook.name, time.perf_counter() - started)
@@ -160,7 +167,15 @@ class Scheduler:
             message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
         profiles = {name: tuple(picked) for name, picked in picks.items() if picked is not None}
-        return Decision(tuple(best.picked), best.scores, profiles, cached_prefix(request, best.picked[0]))
+        decision = Decision(
+            tuple(best.picked),
+            best.scores,
+            profiles,
+            cached_prefix(request, best.picked[0]),
+            _charges(request, primary, profiles),
+        )
+        self._handler.process_results(request, decision)
+        return decision
 
     def _profile(self, name: str) -> ProfileRunner:
         return next(profile for profile in self._profiles if profile.name == name)
@@ -175,13 +190,24 @@ def cached_prefix(request: InferenceRequest, endpoint: Endpoint) -> bool:
 
 
 def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
-    """Estimated prompt tokens that the endpoint must compute: all but those believed to be in its prefix cache."""
-    tokens = len(request.prompt) // BYTES_PER_TOKEN
+    """Prompt tokens that the endpoint must compute: all but those believed to be in its prefix cache."""
     cached = 0
     for key, value in request.attributes.items():
         if isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH):
             cached = max(cached, value.blocks.get(endpoint, 0) * value.block_tokens)
-    return max(0, tokens - cached)
+    return max(0, request.prompt_tokens - cached)
+
+
+def _charges(
+    request: InferenceRequest, primary: str, profiles: Mapping[str, tuple[Endpoint, ...]]
+) -> tuple[Charge, ...]:
+    """The destination with prompt and answer, then the first endpoint of every other profile with the prompt."""
+    first = profiles[primary][0]
+    charge = Charge(first, uncached_tokens(request, first), request.output_tokens)
+    if len(profiles) == 1:
+        return (charge,)
+    others = [picked[0] for name, picked in profiles.items() if name != primary]
+    return (charge, *(Charge(each, uncached_tokens(request, each)) for each in others))
 
 
 def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
