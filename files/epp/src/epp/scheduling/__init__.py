@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from epp.scheduling.api import (
     Context,
+    Decider,
     Filter,
+    HeaderProcessor,
     Picker,
     Plugin,
     PrefixMatch,
     Producer,
     Profile,
     ProfileHandler,
+    Reporter,
     RequestHook,
     ResponseHook,
     SaturationDetector,
@@ -25,7 +28,9 @@ from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Context",
+    "Decider",
     "Filter",
+    "HeaderProcessor",
     "Picker",
     "Plugin",
     "PluginError",
@@ -33,6 +38,7 @@ __all__ = [
     "Producer",
     "Profile",
     "ProfileHandler",
+    "Reporter",
     "RequestHook",
     "ResponseHook",
     "SaturationDetector",
