@@ -7,8 +7,10 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 from __future__ import annotations
 
 from epp.scheduling.api import (
+    Admitter,
     Context,
     Filter,
+    LatencyPrediction,
     Picker,
     Plugin,
     PrefixMatch,
@@ -24,8 +26,10 @@ from epp.scheduling.api import (
 from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
+    "Admitter",
     "Context",
     "Filter",
+    "LatencyPrediction",
     "Picker",
     "Plugin",
     "PluginError",
