@@ -7,10 +7,12 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 from __future__ import annotations
 
 from epp.scheduling.api import (
+    Admitter,
     Context,
     Decider,
     Filter,
     HeaderProcessor,
+    LatencyPrediction,
     Picker,
     Plugin,
     PrefixMatch,
@@ -27,10 +29,12 @@ from epp.scheduling.api import (
 from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
+    "Admitter",
     "Context",
     "Decider",
     "Filter",
     "HeaderProcessor",
+    "LatencyPrediction",
     "Picker",
     "Plugin",
     "PluginError",

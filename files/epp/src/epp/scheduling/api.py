@@ -65,6 +65,20 @@ class PrefixMatch:
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
 
 
+LATENCY_PREDICTION = "latency-prediction"
+"""Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`LatencyPrediction`."""
+
+
+@dataclass(slots=True)
+class LatencyPrediction:
+    """What one request is expected to wait on each endpoint, in milliseconds; an endpoint without one is absent."""
+
+    ttft: Mapping[Endpoint, float] = field(default_factory=dict)
+    """Until the first token."""
+    tpot: Mapping[Endpoint, float] = field(default_factory=dict)
+    """Per token after it."""
+
+
 class Endpoints(Protocol):
     """What the scheduler and its plugins see of the data layer."""
 
@@ -183,6 +197,14 @@ class Producer(Plugin):
         """Look at the request and its candidates. An error here costs the information, not the request."""
 
 
+class Admitter(Plugin):
+    """Turns requests away before they are scheduled, when producers have said what they know."""
+
+    @abstractmethod
+    def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
+        """Why the request is refused (with 429), in words for the client; empty to let it pass."""
+
+
 class RequestHook(Plugin):
     """Follows a request after the decision. Both methods do nothing unless overridden."""
 
@@ -224,9 +246,20 @@ class Decider(Plugin):
 class SaturationDetector(Plugin):
     """Says how full a pool is."""
 
+    LAG: ClassVar[float] = 0.5
+    """Seconds until it notices that a request has ended somewhere."""
+
     @abstractmethod
     def saturation(self, endpoints: Sequence[Endpoint]) -> float:
         """0.0 is idle, 1.0 and more is full."""
+
+    def pressure(self, endpoints: Sequence[Endpoint]) -> float:
+        """The same for flow control, which asks before each dispatch, and lets everything wait when it is full."""
+        return self.saturation(endpoints)
+
+    def stale(self, endpoints: Sequence[Endpoint]) -> int:
+        """How many endpoints it knows nothing recent of."""
+        return 0
 
 
 class DataSource(Plugin):

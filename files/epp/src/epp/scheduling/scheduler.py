@@ -12,6 +12,7 @@ from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, U
 from epp.scheduling.api import (
     BYTES_PER_TOKEN,
     PREFIX_MATCH,
+    Admitter,
     Endpoints,
     Filter,
     HeaderProcessor,
@@ -61,6 +62,7 @@ class Scheduler:
         self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
+        self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
         self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
@@ -182,6 +184,8 @@ class Scheduler:
                 self._failures.report(producer, "the request is scheduled without it")
             self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
         handler = self._handler
+        if self._admitters:
+            self._ask_admitters(request, candidates)
         outcomes: dict[str, Outcome | None] = {}
         picks: dict[str, list[Endpoint] | None] = {}
         for _ in range(MAX_ROUNDS):
@@ -209,6 +213,21 @@ class Scheduler:
         )
         handler.process_results(request, decision)
         return decision
+
+    def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+        """Raise Rejection (429) if one refuses; one that fails lets the request pass."""
+        for admitter in self._admitters:
+            started = time.perf_counter()
+            try:
+                refusal = admitter.admit(request, candidates)
+            except Exception:
+                self._failures.report(admitter, "the request is admitted without it")
+                continue
+            finally:
+                self._recorder.plugin("Admitter", admitter.TYPE, admitter.name, time.perf_counter() - started)
+            if refusal:
+                message = f"request cannot be admitted: {refusal}"
+                raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
     def _profile(self, name: str) -> ProfileRunner:
         return next(profile for profile in self._profiles if profile.name == name)
