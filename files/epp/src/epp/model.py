@@ -91,6 +91,8 @@ class InferenceRequest:
     """Tokens of the prompt, estimated or counted; 0 until somebody knows. The scheduler estimates what is left 0."""
     output_tokens: int = 0
     """Estimated tokens of the answer that count as load; 0 unless a producer says otherwise."""
+    parts: int = 0
+    """Images, recordings and videos in the prompt."""
     cache_salt: str = ""
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
     objective: str = ""

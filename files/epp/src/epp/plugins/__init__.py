@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from epp.plugins.anthropic_parser import AnthropicParser
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.plugins.concurrency_detector import ConcurrencyDetector
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractor
@@ -16,18 +17,24 @@ from epp.plugins.latency_slo_admitter import LatencySloAdmitter
 from epp.plugins.lora_affinity_scorer import LoraAffinityScorer
 from epp.plugins.max_score_picker import MaxScorePicker
 from epp.plugins.metrics_data_source import MetricsDataSource
+from epp.plugins.model_server_protocol_metrics import ModelServerProtocolMetrics
 from epp.plugins.openai_parser import OpenAIParser
+from epp.plugins.passthrough_parser import PassthroughParser
 from epp.plugins.prefix_cache_scorer import PrefixCacheScorer
 from epp.plugins.probabilistic_admitter import ProbabilisticAdmitter
 from epp.plugins.queue_scorer import QueueScorer
 from epp.plugins.random_picker import RandomPicker
 from epp.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
+from epp.plugins.sglanghttp_parser import SGLangHTTPParser
 from epp.plugins.single_profile_handler import SingleProfileHandler
 from epp.plugins.utilization_detector import UtilizationDetector
+from epp.plugins.vertexai_parser import VertexAIParser
+from epp.plugins.vllmhttp_parser import VLLMHTTPParser
 from epp.plugins.weighted_random_picker import WeightedRandomPicker
 from epp.scheduling.api import Plugin
 
 _ALL: tuple[type[Plugin], ...] = (
+    AnthropicParser,
     ApproxPrefixCacheProducer,
     ConcurrencyDetector,
     CoreMetricsExtractor,
@@ -39,14 +46,19 @@ _ALL: tuple[type[Plugin], ...] = (
     LoraAffinityScorer,
     MaxScorePicker,
     MetricsDataSource,
+    ModelServerProtocolMetrics,
     OpenAIParser,
+    PassthroughParser,
     PrefixCacheScorer,
     ProbabilisticAdmitter,
     QueueScorer,
     RandomPicker,
     RunningRequestsSizeScorer,
+    SGLangHTTPParser,
     SingleProfileHandler,
     UtilizationDetector,
+    VLLMHTTPParser,
+    VertexAIParser,
     WeightedRandomPicker,
 )
 
