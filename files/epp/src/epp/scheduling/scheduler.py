@@ -338,6 +338,11 @@ class Builder:
             self._plugins[plugin_type] = cls(plugin_type, cls.PARAMETERS(), self)
         return self._plugins[plugin_type]
 
+    def first(self, kind: type[Plugin]) -> Plugin | None:
+        """The first configured plugin of a class, None if there is none."""
+        name = next((spec.name for spec in self._specs.values() if issubclass(self._registry[spec.type], kind)), None)
+        return None if name is None else self.build(name)
+
     def adopt(self, plugin: Plugin) -> None:
         """Let a plugin that another one made for itself take part in the cycle."""
         self._plugins[f"{plugin.name}/{plugin.TYPE}"] = plugin
