@@ -58,6 +58,8 @@ class Scheduler:
         assert isinstance(handler, ProfileHandler)
         assert isinstance(detector, SaturationDetector)
         self._handler, self._detector = handler, detector
+        self.plugin = builder.plugin
+        """A plugin by its name; PluginError if there is none."""
         plugins = builder.built()
         self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
