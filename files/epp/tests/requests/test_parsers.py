@@ -101,6 +101,7 @@ class TestBodies:
         }
         parsed = parse("/v1/messages", body)
         assert (parsed.prompt, parsed.max_tokens, parsed.stream) == (b'[{"name":"t"}]"be"[1]', 9, True)
+        assert parsed.prompt[parsed.lead :] == b"[1]"
 
     @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
     def test_anthropic_needs_a_model(self, path: str) -> None:

@@ -242,6 +242,7 @@ class Director:
             size=len(need.body),
             max_tokens=parsed.max_tokens,
             prompt_tokens=parsed.tokens,
+            lead=parsed.lead,
             parts=parsed.parts,
             cache_salt=parsed.cache_salt,
             objective=objective,

@@ -45,6 +45,8 @@ class ParsedBody:
     """Tokens of the prompt where its bytes do not tell: token ids are counted, images and recordings estimated."""
     parts: int = 0
     """Images, recordings and videos in the prompt."""
+    lead: int = 0
+    """Bytes of ``prompt`` that come from members which engines render before it."""
 
 
 class _Body(msgspec.Struct):
@@ -158,9 +160,11 @@ def _parse_json(api: Api, body: bytes, truncated: bool, headers: Mapping[str, st
     model = _string(fields.model)
     if model is None and api.needs_model:
         raise BodyError("model not found in request body")
+    lead, prompt = _prompt(api, fields)
     parsed = ParsedBody(
         model=model or "",
-        prompt=_prompt(api, fields),
+        prompt=lead + prompt if lead else prompt,
+        lead=len(lead),
         stream=bytes(fields.stream) == b"true",
         max_tokens=_max_tokens(fields),
         cache_salt=_string(fields.cache_salt) or _string(fields.extra_key) or "",
@@ -208,14 +212,14 @@ def _unwrapped(body: bytes) -> bytes:
     return body[data.start : data.end]
 
 
-def _prompt(api: Api, fields: _Body) -> bytes:
+def _prompt(api: Api, fields: _Body) -> tuple[bytes, bytes]:
+    """What stands before the prompt, and the prompt."""
     for name in api.prompt:
         value = bytes(getattr(fields, name))
         if value and value != b"null":
-            lead = [bytes(getattr(fields, each)) for each in api.lead] if api.lead else ()
-            led = b"".join(part for part in lead if part and part != b"null")
-            return led + value if led else value
-    return b""
+            lead = [bytes(getattr(fields, each)) for each in api.lead]
+            return b"".join([part for part in lead if part and part != b"null"]), value
+    return b"", b""
 
 
 def _count(parsed: ParsedBody, headers: Mapping[str, str]) -> None:
