@@ -393,16 +393,22 @@ class _Loading:
             path = f"{key}.sources[{index}]"
             name = self._of_kind(source.plugin_ref, DataSource, f"{path}.pluginRef", line)
             extractors = tuple(
-                self._of_kind(extractor.plugin_ref, Extractor, f"{path}.extractors[{position}].pluginRef", line)
+                self._extractor(extractor.plugin_ref, name, f"{path}.extractors[{position}].pluginRef", line)
                 for position, extractor in enumerate(source.extractors)
             )
             sources.append(DataSourceSpec(name, extractors))
-        if len(sources) > 1:
-            raise self._at(f"{key}.sources", "more than one source " + LATER, key, "sources")
-        if not sources and layer.inject_defaults:
+        scraped = [source.plugin for source in sources if self._specs[source.plugin].type == "metrics-data-source"]
+        if len(scraped) > 1:
+            raise self._at(f"{key}.sources", "more than one metrics-data-source " + LATER, key, "sources")
+        if not scraped and layer.inject_defaults:
             extractor = self._ensure("core-metrics-extractor")
             sources.append(DataSourceSpec(self._ensure("metrics-data-source"), (extractor,)))
         return tuple(sources)
+
+    def _extractor(self, name: str, source: str, path: str, line: int) -> str:
+        """``name``, if it can read that source: metrics want an extractor, news of endpoints may go to any plugin."""
+        scraped = self._specs[source].type == "metrics-data-source"
+        return self._of_kind(name, Extractor if scraped else Plugin, path, line)
 
     def _parsers(self, raw: RawConfig) -> tuple[str, ...]:
         names: list[str] = []

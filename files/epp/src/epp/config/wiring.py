@@ -13,7 +13,8 @@ from epp.datalayer.exposition import MetricSpec
 from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, CustomMetric, EngineMetrics, Mapper
 from epp.datalayer.scrape import ScrapeOptions
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
-from epp.plugins.metrics_data_source import MetricsDataSourceParameters
+from epp.plugins.metrics_data_source import MetricsDataSource, MetricsDataSourceParameters
+from epp.plugins.model_server_protocol_metrics import ModelServerProtocolMetricsParameters
 
 METRIC_FLAGS = {
     "total-queued-requests-metric": "waiting",
@@ -43,9 +44,9 @@ def scrape_options(
     Flags win over defaults, and the configuration's own parameters over flags. Raises ConfigError.
     """
     flags = flags or {}
-    if not cfg.sources:
+    source = next((each for each in cfg.sources if cfg.plugin(each.plugin).type == MetricsDataSource.TYPE), None)
+    if source is None:
         return ScrapeOptions(enabled=False)
-    source = cfg.sources[0]
     given: dict[str, Any] = {OPTION_FLAGS[name]: flags[name] for name in OPTION_FLAGS if name in flags}
     parameters: MetricsDataSourceParameters = cfg.plugin(source.plugin).parameters
     own = {
@@ -61,6 +62,8 @@ def scrape_options(
         found = cfg.plugin(name).parameters
         if isinstance(found, CoreMetricsExtractorParameters):
             extractor = found
+        elif isinstance(found, ModelServerProtocolMetricsParameters):
+            extractor = found.successor()
     return ScrapeOptions(
         ca_cert_path=parameters.ca_cert_path,
         client_cert_path=parameters.client_cert_path,
