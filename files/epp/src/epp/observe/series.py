@@ -94,6 +94,11 @@ class Figure:
         """Forget everything, for gauges that are computed anew."""
         self._values.clear()
 
+    def forget(self, *labels: str) -> None:
+        """Leave out the number whose first label values are these, for what will not come back."""
+        for key in [key for key in self._values if key[: len(labels)] == labels]:
+            del self._values[key]
+
     def collect(self) -> Iterator[Metric]:
         """All views, for prometheus-client."""
         for each in self._views:

@@ -9,7 +9,10 @@ from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.plugins.concurrency_detector import ConcurrencyDetector
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractor
 from epp.plugins.destination_endpoint_served_verifier import DestinationEndpointServedVerifier
+from epp.plugins.edf_ordering_policy import EdfOrderingPolicy
+from epp.plugins.fcfs_ordering_policy import FcfsOrderingPolicy
 from epp.plugins.file_discovery import FileDiscovery
+from epp.plugins.global_strict_fairness_policy import GlobalStrictFairnessPolicy
 from epp.plugins.header_based_testing_filter import HeaderBasedTestingFilter
 from epp.plugins.kv_cache_utilization_scorer import KVCacheUtilizationScorer
 from epp.plugins.latency_slo_admitter import LatencySloAdmitter
@@ -18,11 +21,19 @@ from epp.plugins.max_score_picker import MaxScorePicker
 from epp.plugins.metrics_data_source import MetricsDataSource
 from epp.plugins.openai_parser import OpenAIParser
 from epp.plugins.prefix_cache_scorer import PrefixCacheScorer
+from epp.plugins.priority_holdback_policy import PriorityHoldbackPolicy
+from epp.plugins.priority_then_time_eviction_order_policy import PriorityThenTimeEvictionOrderPolicy
 from epp.plugins.probabilistic_admitter import ProbabilisticAdmitter
+from epp.plugins.program_aware_fairness import ProgramAwareFairness
 from epp.plugins.queue_scorer import QueueScorer
 from epp.plugins.random_picker import RandomPicker
+from epp.plugins.round_robin_fairness_policy import RoundRobinFairnessPolicy
 from epp.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
+from epp.plugins.sheddable_eviction_filter import SheddableEvictionFilter
 from epp.plugins.single_profile_handler import SingleProfileHandler
+from epp.plugins.slo_deadline_ordering_policy import SloDeadlineOrderingPolicy
+from epp.plugins.soft_reflective_ceiling_policy import SoftReflectiveCeilingPolicy
+from epp.plugins.static_usage_limit_policy import StaticUsageLimitPolicy
 from epp.plugins.utilization_detector import UtilizationDetector
 from epp.plugins.weighted_random_picker import WeightedRandomPicker
 from epp.scheduling.api import Plugin
@@ -32,7 +43,10 @@ _ALL: tuple[type[Plugin], ...] = (
     ConcurrencyDetector,
     CoreMetricsExtractor,
     DestinationEndpointServedVerifier,
+    EdfOrderingPolicy,
+    FcfsOrderingPolicy,
     FileDiscovery,
+    GlobalStrictFairnessPolicy,
     HeaderBasedTestingFilter,
     KVCacheUtilizationScorer,
     LatencySloAdmitter,
@@ -41,11 +55,19 @@ _ALL: tuple[type[Plugin], ...] = (
     MetricsDataSource,
     OpenAIParser,
     PrefixCacheScorer,
+    PriorityHoldbackPolicy,
+    PriorityThenTimeEvictionOrderPolicy,
     ProbabilisticAdmitter,
+    ProgramAwareFairness,
     QueueScorer,
     RandomPicker,
+    RoundRobinFairnessPolicy,
     RunningRequestsSizeScorer,
+    SheddableEvictionFilter,
     SingleProfileHandler,
+    SloDeadlineOrderingPolicy,
+    SoftReflectiveCeilingPolicy,
+    StaticUsageLimitPolicy,
     UtilizationDetector,
     WeightedRandomPicker,
 )
