@@ -125,7 +125,8 @@ class Decision:
     charges: tuple[Charge, ...] = ()
     """Who works on the request: the first endpoint, then those that help it (with the prefill, say)."""
     headers: dict[str, str] = field(default_factory=dict)
-    """More headers to set on the request; plugins add to them until it goes out."""
+    """More headers to set on the request; plugins add to them until it goes out. An empty one is removed: what is
+    written for the proxies behind this EPP must not come from clients."""
     destination: str = ""
     """What the gateway is told in place of the endpoints, where a proxy in between finds the endpoint itself."""
 

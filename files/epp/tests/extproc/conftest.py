@@ -108,6 +108,10 @@ class FakeScheduler:
         self.prompts: list[bytes] = []
         self.completed: list[Usage | None] = []
         self.broken: Exception | None = None
+        self.headers: dict[str, str] = {}
+
+    def request_headers(self, request: InferenceRequest) -> None:
+        request.attributes["headers seen"] = True
 
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
         if self.broken:
@@ -117,7 +121,7 @@ class FakeScheduler:
             raise Rejection(503, "ServiceUnavailable", message, "rejected-no-endpoints")
         self.seen.append(request)
         self.prompts.append(request.prompt)
-        return Decision((candidates[-1],), {each.hostport: 0.5 for each in candidates})
+        return Decision((candidates[-1],), {each.hostport: 0.5 for each in candidates}, headers=dict(self.headers))
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         if request.model == "breaks-hooks":

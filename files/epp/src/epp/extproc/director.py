@@ -30,6 +30,9 @@ IF_AVAILABLE = "if-available"
 class Scheduler(Protocol):
     """Chooses endpoints; see ``epp.scheduling``."""
 
+    def request_headers(self, request: InferenceRequest) -> None:
+        """Let plugins complete the request by its headers."""
+
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
         """Choose among the candidates; raises Rejection."""
 
@@ -188,6 +191,7 @@ class Director:
             self._recorder.rejected("BadRequest")
             raise Rejection(400, "BadRequest", str(error)) from None
         request = self._request(need, parsed)
+        self._scheduler.request_headers(request)
         record = self._recorder.request(
             request.model, request.target_model, request.size, request.priority, request.fairness_id
         )
@@ -201,7 +205,11 @@ class Director:
             record.failed("Internal")
             raise
         route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
-        route.headers.update(decision.headers)
+        for key, value in decision.headers.items():
+            if value:
+                route.headers[key] = value
+            elif key in need.headers:
+                route.removed += (key,)
         if self._options.emit_scores:
             route.scores = decision.scores
         if log.isEnabledFor(logging.DEBUG):

@@ -75,4 +75,4 @@ _ALL: tuple[type[Plugin], ...] = (
 
 def registry() -> Mapping[str, type[Plugin]]:
     """Plugin type, as written in the configuration, to the class that implements it."""
-    return {plugin.TYPE: plugin for plugin in _ALL}
+    return {name: plugin for plugin in _ALL for name in (plugin.TYPE, *plugin.ALIASES)}

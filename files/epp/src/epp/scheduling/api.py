@@ -32,15 +32,17 @@ def param(
     choices: Sequence[str] = (),
     plugin: type[Any] | None = None,
     duration: bool = False,
+    key: str = "",
     doc: str = "",
 ) -> Any:
     """Declare one parameter: its default and the values that make sense.
 
     ``above`` is an exclusive lower bound; ``plugin`` is the kind of plugin whose name is wanted; ``duration`` marks
-    seconds that are written as Go durations (``"200ms"``). A callable default makes a new value each time.
+    seconds that are written as Go durations (``"200ms"``); ``key`` is its name in the configuration where that is not
+    the field's in camelCase. A callable default makes a new value each time.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "choices": tuple(choices)}
-    metadata = {**bounds, "plugin": plugin, "duration": duration, "doc": doc}
+    metadata = {**bounds, "plugin": plugin, "duration": duration, "key": key, "doc": doc}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -144,7 +146,11 @@ class Plugin(ABC):  # noqa: B024 - its kinds are the abstract ones
     """Anything that can stand in ``plugins:`` of an EndpointPickerConfig."""
 
     TYPE: ClassVar[str] = ""
+    ALIASES: ClassVar[tuple[str, ...]] = ()
+    """Other types under which configurations know it."""
     PARAMETERS: ClassVar[type[Any]] = NoParameters
+    LIMITS: ClassVar[str] = ""
+    """What the reference's plugin of this type does and this one does not; empty when there is nothing."""
 
     def __init__(self, name: str, parameters: Any, context: Context) -> None:
         self.name = name
@@ -152,6 +158,11 @@ class Plugin(ABC):  # noqa: B024 - its kinds are the abstract ones
     @classmethod
     def needs(cls, parameters: Any) -> tuple[str, ...]:
         """Plugin types that it cannot work without; those that nobody configured are added with their defaults."""
+        return ()
+
+    @classmethod
+    def warnings(cls, parameters: Any) -> tuple[str, ...]:
+        """What these parameters ask for in vain, one sentence each; logged at start."""
         return ()
 
 
@@ -177,6 +188,14 @@ class Picker(Plugin):
     @abstractmethod
     def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
         """The chosen endpoints, the best first; ``endpoints`` is never empty."""
+
+
+class HeaderProcessor(Plugin):
+    """Looks at a request's headers before anything is decided, and before the request waits anywhere."""
+
+    @abstractmethod
+    def request_headers(self, request: InferenceRequest) -> None:
+        """Complete the request by what its headers say. An error here costs the information, not the request."""
 
 
 class Producer(Plugin):
@@ -215,6 +234,22 @@ class ResponseHook(Plugin):
         """The answer's headers are here. ``served`` is the ``ip:port`` that the gateway says has served the request,
         empty when it does not say; request and decision are None for a stream that began with the answer. Returns
         headers to set on the answer."""
+
+
+class Reporter(Plugin):
+    """Tells the gateway something of an answer that has ended."""
+
+    @abstractmethod
+    def report(self, request: InferenceRequest, usage: Usage) -> Mapping[str, Mapping[str, float]]:
+        """Dynamic metadata by namespace and key; empty for nothing."""
+
+
+class Decider(Plugin):
+    """Decides whether another endpoint should do a part of a request's work."""
+
+    @abstractmethod
+    def disaggregate(self, request: InferenceRequest, endpoint: Endpoint) -> bool:
+        """Whether to split, given the ``endpoint`` that was chosen to answer."""
 
 
 class SaturationDetector(Plugin):

@@ -15,11 +15,13 @@ from epp.scheduling.api import (
     Admitter,
     Endpoints,
     Filter,
+    HeaderProcessor,
     Picker,
     Plugin,
     PrefixMatch,
     Producer,
     ProfileHandler,
+    Reporter,
     RequestHook,
     ResponseHook,
     SaturationDetector,
@@ -57,6 +59,8 @@ class Scheduler:
         assert isinstance(detector, SaturationDetector)
         self._handler, self._detector = handler, detector
         plugins = builder.built()
+        self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
+        self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
         self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
@@ -76,6 +80,16 @@ class Scheduler:
         Raises PluginError.
         """
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
+
+    def request_headers(self, request: InferenceRequest) -> None:
+        """Let plugins complete a request by its headers; call it first, before the request waits anywhere."""
+        for processor in self._header_processors:
+            started = time.perf_counter()
+            try:
+                processor.request_headers(request)
+            except Exception:
+                self._failures.report(processor, "the request goes on without it")
+            self._recorder.plugin("RequestHeader", processor.TYPE, processor.name, time.perf_counter() - started)
 
     def admit(self, request: InferenceRequest) -> None:
         """Raise a Rejection (429) for a sheddable request (priority < 0) while the pool is saturated.
@@ -140,10 +154,26 @@ class Scheduler:
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
         for hook in self._hooks:
+            started = time.perf_counter()
             try:
                 hook.response_complete(request, decision, usage)
             except Exception:
                 self._failures.report(hook, "it does not learn of this answer")
+            self._recorder.plugin("ResponseComplete", hook.TYPE, hook.name, time.perf_counter() - started)
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> dict[str, dict[str, float]]:
+        """Dynamic metadata for the end of an answer, by namespace and key."""
+        metadata: dict[str, dict[str, float]] = {}
+        for reporter in self._reporters if usage is not None else ():
+            assert usage is not None
+            started = time.perf_counter()
+            try:
+                for namespace, values in reporter.report(request, usage).items():
+                    metadata.setdefault(namespace, {}).update(values)
+            except Exception:
+                self._failures.report(reporter, "nothing is reported of this answer")
+            self._recorder.plugin("ResponseBody", reporter.TYPE, reporter.name, time.perf_counter() - started)
+        return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
         for producer in self._producers:
@@ -153,19 +183,22 @@ class Scheduler:
             except Exception:
                 self._failures.report(producer, "the request is scheduled without it")
             self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
+        handler = self._handler
         if self._admitters:
             self._ask_admitters(request, candidates)
         outcomes: dict[str, Outcome | None] = {}
         picks: dict[str, list[Endpoint] | None] = {}
         for _ in range(MAX_ROUNDS):
-            chosen = self._handler.pick(request, self._profiles, picks)
+            started = time.perf_counter()
+            chosen = handler.pick(request, self._profiles, picks)
+            self._recorder.plugin("ProfilePicker", handler.TYPE, handler.name, time.perf_counter() - started)
             if not chosen:
                 break
             for profile in chosen:
                 outcome = self._profile(profile.name).run(request, candidates)
                 outcomes[profile.name] = outcome
                 picks[profile.name] = outcome.picked if outcome is not None else None
-        primary = self._handler.primary(request, picks)
+        primary = handler.primary(request, picks)
         best = outcomes.get(primary)
         if best is None:
             message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
@@ -178,7 +211,7 @@ class Scheduler:
             cached_prefix(request, best.picked[0]),
             _charges(request, primary, profiles),
         )
-        self._handler.process_results(request, decision)
+        handler.process_results(request, decision)
         return decision
 
     def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
@@ -298,7 +331,7 @@ class Builder:
     def of_type(self, plugin_type: str) -> Plugin:
         """The first configured plugin of that type; one with default parameters if none is configured."""
         for spec in self._specs.values():
-            if spec.type == plugin_type:
+            if plugin_type == self._registry[spec.type].TYPE:
                 return self.build(spec.name)
         if plugin_type not in self._plugins:
             cls = self._registry[plugin_type]
