@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who waits, who goes next, whose time is over. Knows no clock, no endpoints, no tasks: all that is told or asked.
 
-Bands are strictly ordered by priority. Before each dispatch the usage limit policy sets a ceiling for each band, and the
-first band, from the top, whose ceiling does not lie above the pool's saturation stops itself and all below it: less
-urgent requests must not fill up what more urgent ones wait for. In the first band that may go and has somebody who
-waits, the fairness policy picks the flow; in the flow, the ordering policy has put somebody first.
+Bands are strictly ordered by priority. Before each dispatch the usage limit policy sets a ceiling for each band. The
+first band from the top whose ceiling does not lie above the saturation stops itself and all below it: less urgent
+requests must not fill up what more urgent ones wait for. In the first band that may go and has somebody who waits, the
+fairness policy picks the flow; in the flow, the ordering policy has put somebody first.
 
 A request gets exactly one outcome. Its time to live counts while there are endpoints, from when it came or, if that was
 later, from when endpoints came; while there are none another one counts, from when it came: requests that have waited
@@ -129,11 +129,6 @@ class FlowControl:
             expired.append(item)
         return expired
 
-    def next_expiry(self) -> float:
-        """When :meth:`expire` will find something, as things stand; infinity for never."""
-        item = self._oldest()
-        return math.inf if item is None else self._expiry(item)
-
     def collect(self, now: float) -> None:
         """Forget flows and bands that have been idle for long."""
         for band in list(self._bands.values()):
@@ -250,4 +245,3 @@ class FlowControl:
 
 def _fits(value: int, limit: int) -> bool:
     return not limit or value <= limit
-

@@ -47,9 +47,10 @@ class InFlight[V: Victim]:
         self._victims[victim] = None
         heapq.heappush(self._heap, (rank, self._serial, victim))
 
-    def remove(self, victim: V) -> None:
-        """It has ended. One that is not known is none of ours."""
-        self._victims.pop(victim, None)
+    def remove(self, victim: V | None) -> None:
+        """It has ended. One that was not remembered is as good as none."""
+        if victim is not None:
+            self._victims.pop(victim, None)
         if len(self._heap) > 2 * len(self._victims) + SLACK:
             self._heap = [entry for entry in self._heap if entry[2] in self._victims]
             heapq.heapify(self._heap)

@@ -231,8 +231,8 @@ class Recorder:
 
     def program_gone(self, program: str) -> None:
         """A program has been forgotten."""
-        self.figures.program_wait.forget(program)
-        self.figures.program_service.forget(program)
+        self.figures.program_wait.forget(program_id=program)
+        self.figures.program_service.forget(program_id=program)
 
     def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
         """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""

@@ -94,9 +94,10 @@ class Figure:
         """Forget everything, for gauges that are computed anew."""
         self._values.clear()
 
-    def forget(self, *labels: str) -> None:
-        """Leave out the number whose first label values are these, for what will not come back."""
-        for key in [key for key in self._values if key[: len(labels)] == labels]:
+    def forget(self, **labels: str) -> None:
+        """Leave out the numbers that have these label values: what they count is gone, or computed anew."""
+        wanted = [(self._labels.index(name), value) for name, value in labels.items()]
+        for key in [key for key in self._values if all(key[index] == value for index, value in wanted)]:
             del self._values[key]
 
     def collect(self) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ Source: llm-d-router policy of the same type.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,9 @@ class PriorityHoldbackPolicyParameters:
     domain: str = param(RANK, choices=(RANK, VALUE, EXPLICIT), doc="what of a priority counts: rank, value, or itself")
     min_ceiling: float | None = param(None, minimum=0, maximum=1, doc="ceiling of the lowest priority")
     max_ceiling: float | None = param(None, above=0, maximum=1, doc="ceiling of the highest priority (1.0)")
-    ceilings: dict[str, float] | None = param(None, doc="ceiling of each priority, for domain explicit")
+    ceilings: dict[str, float] | None = param(  # noqa: RUF009 - it declares, as field() does
+        None, doc="ceiling of each priority, for domain explicit"
+    )
 
     def __post_init__(self) -> None:
         """What belongs together."""
@@ -48,7 +51,7 @@ class PriorityHoldbackPolicyParameters:
         if not self.ceilings:
             raise ValueError("ceilings are missing; write the ceiling of each priority below it, like 10: 0.9")
         by_priority = sorted(self.explicit().items(), reverse=True)
-        for (higher, above), (lower, below) in zip(by_priority, by_priority[1:], strict=False):
+        for (higher, above), (lower, below) in itertools.pairwise(by_priority):
             if below > above:
                 raise ValueError(f"priority {lower} has a higher ceiling than {higher}; more urgent ones need more")
 

@@ -34,9 +34,7 @@ class ProgramAwareFairnessParameters:
     las_weight_service: float = param(0.8, minimum=0, doc="weight of the service that a program has had")
     las_weight_head_wait: float = param(0.2, minimum=0, doc="weight of the time that its first request has waited")
     las_half_life_seconds: float = param(60.0, minimum=0, doc="in which time past service counts half")
-    las_decay_factor: float = param(
-        0.99997, above=0, maximum=1, doc="what is left of it per second, if that is 0"
-    )
+    las_decay_factor: float = param(0.99997, above=0, maximum=1, doc="what is left of it per second, if that is 0")
     eviction_ttl_seconds: float = param(3600.0, above=0, doc="after which time without an answer it is forgotten")
     eviction_sweep_seconds: float = param(300.0, above=0, doc="how often that is looked for")
 
