@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from epp.flowcontrol.api import Options, Victim
 from epp.flowcontrol.core import FlowControl
@@ -106,7 +106,7 @@ class _Pending[T](Item):
     series: Series | None = None
     future: asyncio.Future[T] | None = None
     """Who waits for it; None until it is clear that it has to wait."""
-    result: T | None = None
+    result: Any = None
     error: BaseException | None = None
 
 
@@ -166,7 +166,8 @@ class FlowController[T]:
             return self._wait(item)
         if item.error is not None:
             raise item.error
-        return item.result  # type: ignore[return-value]
+        result: T = item.result
+        return result
 
     def dispatched(self, evictable: Evictable) -> None:
         """A request has been sent to an endpoint."""
@@ -238,8 +239,12 @@ class FlowController[T]:
             return False
         now = self._clock()
         item = self.core.next(self._saturation.effective(endpoints), now)
-        if item is not None:
-            self._grant(item, now)  # type: ignore[arg-type]
+        if isinstance(item, _Pending):
+            if item.future is not None and item.future.cancelled():  # and its callback is still to come
+                item.outcome = Outcome.EVICTED_CONTEXT_CANCELLED
+                self._refuse(item, refusal(item.outcome), now)
+            else:
+                self._grant(item, now)
             return True
         blocked = self.core.blocked
         if blocked is None or self._in_flight is None:
@@ -258,13 +263,12 @@ class FlowController[T]:
                 item.result = routable.grant()
         except BaseException as error:  # whatever it is concerns this request, and not the one whose turn this is
             item.error = error
-        future = item.future
-        if future is None or future.done():
+        if item.future is None:
             return
         if item.error is not None:
-            future.set_exception(item.error)
+            item.future.set_exception(item.error)
         else:
-            future.set_result(item.result)  # type: ignore[arg-type]
+            item.future.set_result(item.result)
 
     def _evict(self, victim: _Dispatched) -> None:
         assert victim.evictable is not None
@@ -276,6 +280,7 @@ class FlowController[T]:
         assert isinstance(item, _Pending)
         assert item.routable is not None
         self._left(item, now)
+        item.request.prompt = b""  # the item may stand in a heap for a while
         routable, item.routable = item.routable, None
         routable.refused(rejection.code)
         if item.future is not None and not item.future.done():

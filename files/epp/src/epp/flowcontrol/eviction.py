@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which dispatched requests make room for more urgent ones that wait. Knows no clock and no streams.
 
-A request is given up only for one of higher priority, at most a few at a time, and then no more until the saturation
-can have shown the effect: a detector that reads metrics needs a while to notice that a request has ended.
+A request is given up only for one of higher priority, and only a few until the saturation can have shown the effect: a
+detector that reads metrics needs a while to notice that a request has ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class InFlight[V: Victim]:
         self._victims: dict[V, None] = {}
         self._heap: list[tuple[tuple[float, ...], int, V]] = []
         self._serial = 0
-        self._quiet_until = 0.0
+        self._window_ends = 0.0
+        self._given_up = 0
+        """Requests given up in this window, whose effect need not show yet."""
         self._failures = Failures()
 
     def __len__(self) -> int:
@@ -45,7 +47,7 @@ class InFlight[V: Victim]:
             return
         self._serial += 1
         self._victims[victim] = None
-        heapq.heappush(self._heap, (rank, self._serial, victim))
+        heapq.heappush(self._heap, (rank, -self._serial, victim))  # among equals the newest first
 
     def remove(self, victim: V | None) -> None:
         """It has ended. One that was not remembered is as good as none."""
@@ -57,17 +59,18 @@ class InFlight[V: Victim]:
 
     def make_room(self, blocked: Blocked, now: float) -> list[V]:
         """Take out those that are to be given up now for a band that may not dispatch; often none."""
-        if now < self._quiet_until:
-            return []
+        if now >= self._window_ends:
+            self._given_up = 0
         chosen: list[V] = []
-        while len(chosen) < min(AT_ONCE, blocked.requests) and (victim := self._next()) is not None:
+        while self._given_up < min(AT_ONCE, blocked.requests) and (victim := self._next()) is not None:
             if victim.request.priority >= blocked.priority:
                 break
             heapq.heappop(self._heap)
             del self._victims[victim]
             chosen.append(victim)
-        if chosen:
-            self._quiet_until = now + self._lag
+            if not self._given_up:
+                self._window_ends = now + self._lag
+            self._given_up += 1
         return chosen
 
     def _next(self) -> V | None:
