@@ -30,9 +30,7 @@ class PriorityHoldbackPolicyParameters:
     domain: str = param(RANK, choices=(RANK, VALUE, EXPLICIT), doc="what of a priority counts: rank, value, or itself")
     min_ceiling: float | None = param(None, minimum=0, maximum=1, doc="ceiling of the lowest priority")
     max_ceiling: float | None = param(None, above=0, maximum=1, doc="ceiling of the highest priority (1.0)")
-    ceilings: dict[str, float] | None = param(  # noqa: RUF009 - it declares, as field() does
-        None, doc="ceiling of each priority, for domain explicit"
-    )
+    ceilings: dict[str, float] | None = param(None, doc="ceiling of each priority, for domain explicit")
 
     def __post_init__(self) -> None:
         """What belongs together."""

@@ -51,7 +51,6 @@ class Scheduler:
             builder.build(spec.name)
         self._failures = Failures()
         self._queueing = cfg.flow_control is not None
-        self._builder = builder
         self._recorder = builder.recorder
         self._datastore = builder.datastore
         self._profiles = [_runner(spec, builder, self._failures) for spec in cfg.profiles]
@@ -60,6 +59,8 @@ class Scheduler:
         assert isinstance(handler, ProfileHandler)
         assert isinstance(detector, SaturationDetector)
         self._handler, self._detector = handler, detector
+        self.plugin = builder.plugin
+        """A plugin by its name; PluginError if there is none."""
         plugins = builder.built()
         self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
@@ -82,10 +83,6 @@ class Scheduler:
         Raises PluginError.
         """
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
-
-    def plugin(self, name: str) -> Plugin:
-        """The configured plugin of that name. Raises PluginError."""
-        return self._builder.plugin(name)
 
     def request_headers(self, request: InferenceRequest) -> None:
         """Let plugins complete a request by its headers; call it first, before the request waits anywhere."""
@@ -345,6 +342,11 @@ class Builder:
             cls = self._registry[plugin_type]
             self._plugins[plugin_type] = cls(plugin_type, cls.PARAMETERS(), self)
         return self._plugins[plugin_type]
+
+    def first(self, kind: type[Plugin]) -> Plugin | None:
+        """The first configured plugin of a class, None if there is none."""
+        name = next((spec.name for spec in self._specs.values() if issubclass(self._registry[spec.type], kind)), None)
+        return None if name is None else self.build(name)
 
     def adopt(self, plugin: Plugin) -> None:
         """Let a plugin that another one made for itself take part in the cycle."""
