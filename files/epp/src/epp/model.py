@@ -91,6 +91,11 @@ class InferenceRequest:
     """Tokens of the prompt, estimated or counted; 0 until somebody knows. The scheduler estimates what is left 0."""
     output_tokens: int = 0
     """Estimated tokens of the answer that count as load; 0 unless a producer says otherwise."""
+    lead: int = 0
+    """Bytes at the beginning of ``prompt`` that are not the prompt itself but what engines render before it (tools, a
+    system prompt), as JSON values of their own."""
+    parts: int = 0
+    """Images, recordings and videos in the prompt."""
     cache_salt: str = ""
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
     objective: str = ""

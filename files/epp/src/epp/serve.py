@@ -34,6 +34,7 @@ from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
 from epp.queueing import flow_controller
+from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
 from epp.transport import (
@@ -280,7 +281,9 @@ def _pools(
     file = _file(settings, cfg)
     names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
     tracing = _tracing(settings)
-    options = DirectorOptions(not settings.disable_endpoint_subset_filter, settings.emit_endpoint_scores, tracing)
+    parsers = Parsers([cfg.plugin(name).type for name in cfg.parsers])
+    subset = not settings.disable_endpoint_subset_filter
+    options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
     scraping = config.scrape_options(cfg, given)
     pools = []

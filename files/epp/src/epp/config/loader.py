@@ -64,6 +64,9 @@ schedulingProfiles:
 GATES = {"flowControl": False, "haPopulateNonLeaderDatastore": True, "dataLayer": True, "prepareDataPlugins": True}
 """Feature gates and what they are when nobody sets them."""
 
+DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
+"""What understands requests when requestHandler does not say; the last one takes what the others do not know."""
+
 LATER = "is not available in this version of the EPP; remove it"
 
 
@@ -432,7 +435,7 @@ class _Loading:
                 )
             line = self._root.value["parser"].line
             names.append(self.of_kind(raw.parser.plugin_ref, Parser, "parser.pluginRef", line))
-        return tuple(names) or (self._ensure("openai-parser"),)
+        return tuple(names) or tuple(self._ensure(each) for each in DEFAULT_PARSERS)
 
     def _needed(self) -> None:
         """Add what plugins need of each other."""

@@ -14,6 +14,7 @@ from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, CustomMetric, EngineMe
 from epp.datalayer.scrape import ScrapeOptions
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
 from epp.plugins.metrics_data_source import MetricsDataSourceParameters
+from epp.plugins.model_server_protocol_metrics import ModelServerProtocolMetricsParameters
 
 METRIC_FLAGS = {
     "total-queued-requests-metric": "waiting",
@@ -23,6 +24,15 @@ METRIC_FLAGS = {
     "cache-info-metric": "cache_info",
 }
 """Flags that name a metric of the default engine, and which one."""
+
+PROTOCOL_METRICS = {
+    "total-queued-requests-metric": "queued_requests_spec",
+    "total-running-requests-metric": "running_requests_spec",
+    "kv-cache-usage-percentage-metric": "kv_usage_spec",
+    "lora-info-metric": "lora_spec",
+    "cache-info-metric": "cache_info_spec",
+}
+"""The parameters of v1.3's extractor say what these flags say."""
 
 OPTION_FLAGS = {
     "refresh-metrics-interval": "interval",
@@ -61,6 +71,9 @@ def scrape_options(
         found = cfg.plugin(name).parameters
         if isinstance(found, CoreMetricsExtractorParameters):
             extractor = found
+        elif isinstance(found, ModelServerProtocolMetricsParameters):
+            specs = {flag: getattr(found, field) for flag, field in PROTOCOL_METRICS.items() if getattr(found, field)}
+            flags = {**flags, **specs}
     return ScrapeOptions(
         ca_cert_path=parameters.ca_cert_path,
         client_cert_path=parameters.client_cert_path,
