@@ -22,12 +22,13 @@ import uvloop
 
 from epp import __version__, ciphers, config, plugins
 from epp.config import ConfigError, EndpointPickerConfig
-from epp.datalayer import Datastore, EndpointsFile, PoolWatcher, Scraper, SelectorWatcher, Source
+from epp.datalayer import Datastore, EndpointsFile, ModelsReader, PoolWatcher, Scraper, SelectorWatcher, Source
 from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
-from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc.exchange import Router
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
@@ -97,7 +98,9 @@ class Pool:
     datastore: Datastore
     source: Source
     scraper: Scraper
-    director: Director
+    router: Router
+    models: ModelsReader | None
+    """Asks the endpoints for their models, if anybody wants to know."""
 
 
 @dataclass
@@ -158,7 +161,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
         )
-        work: list[Worker] = [worker for pool in pools for worker in (pool.source, pool.scraper)]
+        work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
         if objectives is not None:
             work.append(objectives)
         watchdog.start()
@@ -177,10 +180,10 @@ def _synced(datastore: Datastore) -> Callable[[], bool]:
     return lambda: datastore.synced
 
 
-def _router(pools: Sequence[Pool], recorder: Recorder) -> Director | PoolRouter:
+def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     if len(pools) == 1:
-        return pools[0].director
-    return PoolRouter({pool.name: pool.director for pool in pools}, recorder)
+        return pools[0].router
+    return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
 async def _run(running: _Running) -> None:
@@ -261,7 +264,7 @@ def _pools(
     subset = not settings.disable_endpoint_subset_filter
     options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
-    scraping = config.scrape_options(cfg, given)
+    scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
     pools = []
     for name in names:
         datastore = Datastore(name)
@@ -270,7 +273,13 @@ def _pools(
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         priority_of = partial(objectives.priority, name) if objectives else _no_priority
         director = Director(scheduler, datastore, recorder, options, priority_of)
-        pools.append(Pool(name, datastore, source, Scraper(datastore, scraping, recorder.scrape_failed), director))
+        router: Router = director
+        if scheduler.responders:
+            router = AnsweringRouter(director, scheduler.responders, director.candidates)
+        scraper = Scraper(datastore, scraping, recorder.scrape_failed)
+        pools.append(
+            Pool(name, datastore, source, scraper, router, ModelsReader(datastore, asking) if asking else None)
+        )
     return pools
 
 

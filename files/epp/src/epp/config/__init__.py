@@ -7,7 +7,7 @@ from epp.config.environment import with_environment
 from epp.config.errors import ConfigError
 from epp.config.loader import default, effective, load
 from epp.config.schema import EndpointPickerConfig, PluginSpec, ProfileSpec
-from epp.config.wiring import scrape_options
+from epp.config.wiring import models_options, scrape_options
 
 __all__ = [
     "ConfigError",
@@ -17,6 +17,7 @@ __all__ = [
     "default",
     "effective",
     "load",
+    "models_options",
     "scrape_options",
     "with_environment",
 ]

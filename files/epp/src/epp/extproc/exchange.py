@@ -21,7 +21,7 @@ from epp.extproc import messages as m
 from epp.extproc.director import Recorder, Ticket
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
-from epp.model import Rejection
+from epp.model import Immediate, Rejection, Reply
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +187,10 @@ def _written(messages: Messages) -> Answers:
     return map(ProcessingResponse.SerializeToString, messages)
 
 
-def _rejection(error: Exception) -> Rejection:
+def _rejection(error: Exception) -> Immediate:
     """What the client is told of an error; one that nobody foresaw is logged."""
+    if isinstance(error, Reply):
+        return error
     if isinstance(error, Rejection):
         log.debug("rejected with %d: %s", error.status, error.message)
         return error
