@@ -22,13 +22,14 @@ import uvloop
 
 from epp import __version__, ciphers, config, plugins
 from epp.config import ConfigError, EndpointPickerConfig
-from epp.datalayer import Datastore, EndpointsFile, PoolWatcher, Scraper, SelectorWatcher, Source
+from epp.datalayer import Datastore, EndpointsFile, ModelsReader, PoolWatcher, Scraper, SelectorWatcher, Source
 from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
-from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.extproc.director import Ticket
+from epp.extproc.exchange import Router
 from epp.flowcontrol import FlowController
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
@@ -104,7 +105,9 @@ class Pool:
     datastore: Datastore
     source: Source
     scraper: Scraper
-    director: Director
+    router: Router
+    models: ModelsReader | None
+    """Asks the endpoints for their models, if anybody wants to know."""
     flow_control: FlowController[Ticket] | None
     """None when requests do not wait."""
 
@@ -169,7 +172,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
         )
-        work: list[Worker] = [worker for pool in pools for worker in (pool.source, pool.scraper)]
+        work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
         if objectives is not None:
             work.append(objectives)
         watchdog.start()
@@ -188,9 +191,7 @@ def _synced(datastore: Datastore) -> Callable[[], bool]:
     return lambda: datastore.synced
 
 
-def _service(
-    cfg: EndpointPickerConfig, router: Director | PoolRouter, recorder: Recorder, watchdog: Watchdog
-) -> StreamService:
+def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watchdog: Watchdog) -> StreamService:
     """What the transport serves. Where requests wait, flow control itself says how long."""
     if cfg.flow_control is None:
         return StreamService(router, recorder, watchdog=watchdog)
@@ -198,10 +199,10 @@ def _service(
     return StreamService(router, recorder, decision_timeout=None, watchdog=watchdog, interruptible=evicting)
 
 
-def _router(pools: Sequence[Pool], recorder: Recorder) -> Director | PoolRouter:
+def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     if len(pools) == 1:
-        return pools[0].director
-    return PoolRouter({pool.name: pool.director for pool in pools}, recorder)
+        return pools[0].router
+    return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
 async def _run(running: _Running) -> None:
@@ -285,7 +286,7 @@ def _pools(
     subset = not settings.disable_endpoint_subset_filter
     options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
-    scraping = config.scrape_options(cfg, given)
+    scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
     pools = []
     for name in names:
         datastore = Datastore(name)
@@ -295,8 +296,12 @@ def _pools(
         priority_of = partial(objectives.priority, name) if objectives else _no_priority
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
         director = Director(scheduler, datastore, recorder, options, priority_of, queue)
+        router: Router = director
+        if scheduler.responders:
+            router = AnsweringRouter(director, scheduler.responders, director.candidates)
         scraper = Scraper(datastore, scraping, recorder.scrape_failed)
-        pools.append(Pool(name, datastore, source, scraper, director, queue))
+        models = ModelsReader(datastore, asking) if asking else None
+        pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
 
 

@@ -161,7 +161,7 @@ def test_file_discovery() -> None:
         (
             "plugins: [{type: metrics-data-source}, {type: metrics-data-source, name: b}]\ndataLayer: {sources: "
             "[{pluginRef: metrics-data-source}, {pluginRef: b}]}",
-            "dataLayer.sources: more than one source is not available",
+            "dataLayer.sources: has more than one metrics-data-source; keep one",
         ),
         (
             "plugins: [{type: openai-parser}]\nrequestHandler: {parsers: [{pluginRef: openai-parser}]}\n"

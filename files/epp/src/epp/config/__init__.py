@@ -7,7 +7,7 @@ from epp.config.environment import gates, with_environment
 from epp.config.errors import ConfigError
 from epp.config.loader import default, effective, load
 from epp.config.schema import EndpointPickerConfig, PluginSpec, ProfileSpec
-from epp.config.wiring import scrape_options
+from epp.config.wiring import models_options, scrape_options
 
 __all__ = [
     "ConfigError",
@@ -18,6 +18,7 @@ __all__ = [
     "effective",
     "gates",
     "load",
+    "models_options",
     "scrape_options",
     "with_environment",
 ]

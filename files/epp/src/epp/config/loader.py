@@ -67,6 +67,9 @@ GATES = {"flowControl": False, "haPopulateNonLeaderDatastore": True, "dataLayer"
 DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
 """What understands requests when requestHandler does not say; the last one takes what the others do not know."""
 
+EXTRACTORS = {"metrics-data-source": "core-metrics-extractor", "models-data-source": "models-data-extractor"}
+"""Which extractor reads a source that was added."""
+
 LATER = "is not available in this version of the EPP; remove it"
 
 
@@ -414,12 +417,19 @@ class _Loading:
                 for position, extractor in enumerate(source.extractors)
             )
             sources.append(DataSourceSpec(name, extractors))
-        if len(sources) > 1:
-            raise self._at(f"{key}.sources", "more than one source " + LATER, key, "sources")
-        if not sources and layer.inject_defaults:
-            extractor = self._ensure("core-metrics-extractor")
-            sources.append(DataSourceSpec(self._ensure("metrics-data-source"), (extractor,)))
+        types = [self._specs[source.plugin].type for source in sources]
+        twice = next((name for name in types if types.count(name) > 1), None)
+        if twice is not None:
+            raise self._at(f"{key}.sources", f"has more than one {twice}; keep one", key, "sources")
+        wanted = ["metrics-data-source"] if layer.inject_defaults else []
+        wanted += ["models-data-source"] if self._has("models-responder") else []
+        for name in wanted:
+            if name not in types:
+                sources.append(DataSourceSpec(self._ensure(name), (self._ensure(EXTRACTORS[name]),)))
         return tuple(sources)
+
+    def _has(self, plugin_type: str) -> bool:
+        return any(spec.type == plugin_type for spec in self._specs.values())
 
     def _parsers(self, raw: RawConfig) -> tuple[str, ...]:
         names: list[str] = []

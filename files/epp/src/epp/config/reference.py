@@ -33,8 +33,6 @@ NOT_YET = frozenset(
         "request-attribute-reporter",
         "disaggregatedset-rollout-screener",
         "vllmgrpc-parser",
-        "models-data-source",
-        "models-data-extractor",
         "k8s-notification-source",
         "endpoint-notification-source",
         "dcgm-data-source",

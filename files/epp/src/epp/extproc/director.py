@@ -321,7 +321,7 @@ class Director:
         return route
 
     def _choose(self, need: NeedDecision, request: InferenceRequest) -> tuple[Decision, Hold]:
-        decision = self._scheduler.schedule(request, self._candidates(need.subset))
+        decision = self._scheduler.schedule(request, self.candidates(need.subset))
         if not decision.cached and m.prefers(need.headers, IF_AVAILABLE):
             raise Rejection(412, "PreconditionFailed", "no endpoint holds the beginning of the prompt in its cache")
         hold = self._pool.hold(decision.charges)
@@ -332,7 +332,8 @@ class Director:
             raise
         return decision, hold
 
-    def _candidates(self, subset: frozenset[str] | None) -> Sequence[Endpoint]:
+    def candidates(self, subset: frozenset[str] | None) -> Sequence[Endpoint]:
+        """The endpoints that a gateway's subset allows."""
         endpoints = self._pool.endpoints()
         if subset is None or not self._options.subset_filter:
             return endpoints

@@ -21,7 +21,7 @@ from epp.extproc import messages as m
 from epp.extproc.director import Recorder, Ticket
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
-from epp.model import Rejection
+from epp.model import Immediate, Rejection, Reply
 
 log = logging.getLogger(__name__)
 
@@ -226,8 +226,10 @@ def _let_go(pending: asyncio.Future[Ticket]) -> None:
         pending.result().fail("ClientDisconnected")
 
 
-def _rejection(error: Exception | Hung) -> Rejection:
+def _rejection(error: Exception | Hung) -> Immediate:
     """What the client is told of an error; one that nobody foresaw is logged."""
+    if isinstance(error, Reply):
+        return error
     if isinstance(error, Hung):
         log.error("a decision was ended; the trace says where it hung", exc_info=error)
         return Rejection(503, "ServiceUnavailable", str(error), TOO_LATE)

@@ -23,6 +23,7 @@ from epp.scheduling.api import (
     ProfileHandler,
     Reporter,
     RequestHook,
+    Responder,
     ResponseHook,
     SaturationDetector,
     SchedulingRecorder,
@@ -67,6 +68,7 @@ class Scheduler:
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
         self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
+        self.responders = [plugin for plugin in plugins if isinstance(plugin, Responder)]
         self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
     @classmethod
