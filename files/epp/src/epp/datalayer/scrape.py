@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from epp.datalayer.exposition import PageReader
-from epp.datalayer.http import GetClient, HttpError, NoPage, Refused
+from epp.datalayer.http import ClientTls, GetClient, HttpError, NoPage, Refused
 from epp.datalayer.mapping import Mapper, NoMetrics, Place
 from epp.datalayer.store import Datastore
 from epp.model import Endpoint, EndpointMetrics
@@ -81,15 +81,9 @@ class ScrapeOptions:
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS context for scheme https. Raises OSError for files that cannot be used."""
-        if self.scheme != "https":
-            return None
-        context = ssl.create_default_context(cafile=self.ca_cert_path or None)
-        if self.insecure_skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if self.client_cert_path:
-            context.load_cert_chain(self.client_cert_path, self.client_key_path or None)
-        return context
+        return ClientTls(
+            self.scheme, self.insecure_skip_verify, self.ca_cert_path, self.client_cert_path, self.client_key_path
+        ).context()
 
 
 class Scraper:
@@ -219,6 +213,8 @@ class _Reader:
         self._active_at = time.monotonic()
         self._pause: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """When the timer fires, by the loop's clock; uvloop's handles cannot say it when the delay was 0."""
         self._failing = ""
         self._lacking: set[str] = set()
         self.task: asyncio.Task[None] | None = None
@@ -241,9 +237,10 @@ class _Reader:
         if timer is None or pause is None:
             return
         loop = asyncio.get_running_loop()
-        if timer.when() > loop.time() + delay:
+        due = loop.time() + delay
+        if self._due > due:
             timer.cancel()
-            self._timer = loop.call_later(delay, _finish, pause)
+            self._timer, self._due = loop.call_later(delay, _finish, pause), due
 
     async def run(self) -> None:
         """Read until cancelled. The first reading is at once, so that a new endpoint is judged by what it says."""
@@ -254,7 +251,7 @@ class _Reader:
                 # Spread, so that many endpoints are not read in one burst.
                 delay = self._interval * random.uniform(0.9, 1.1)
                 self._pause = loop.create_future()
-                self._timer = loop.call_later(delay, _finish, self._pause)
+                self._timer, self._due = loop.call_later(delay, _finish, self._pause), loop.time() + delay
                 await self._pause
                 self._pause = self._timer = None
         finally:

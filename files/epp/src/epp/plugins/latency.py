@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from epp.model import Endpoint, InferenceRequest
-from epp.plugins.latency_slo_admitter import TPOT, TTFT, target
+from epp.plugins.slo import TPOT, TTFT, target
 from epp.scheduling.api import LATENCY_PREDICTION, LatencyPrediction
 
 

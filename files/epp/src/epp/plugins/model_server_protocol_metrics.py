@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""model-server-protocol-metrics: GAIE v1.3's extractor, which knows one engine.
+"""model-server-protocol-metrics: which metrics of the default engine say how loaded an endpoint is.
 
-Parameters: queuedRequestsSpec (vllm:num_requests_waiting), runningRequestsSpec (vllm:num_requests_running), kvUsageSpec
-(vllm:kv_cache_usage_perc), loraSpec (vllm:lora_requests_info), cacheInfoSpec (vllm:cache_config_info).
-Source: GAIE v1.3 extractor of the same type; core-metrics-extractor is its successor.
+Parameters: queuedRequestsSpec, runningRequestsSpec, kvUsageSpec, loraSpec, cacheInfoSpec; empty is vLLM's own. A spec
+is ``metric`` or ``metric{label=value}``.
+Source: GAIE v1.3 extractor of the same type, which core-metrics-extractor has replaced.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
+from epp.datalayer.exposition import MetricSpec
 from epp.scheduling.api import Extractor, param
 
 
@@ -18,27 +18,17 @@ from epp.scheduling.api import Extractor, param
 class ModelServerProtocolMetricsParameters:
     """Parameters of model-server-protocol-metrics."""
 
-    queued_requests_spec: str = param("vllm:num_requests_waiting", doc="metric of waiting requests")
-    running_requests_spec: str = param("vllm:num_requests_running", doc="metric of running requests")
-    kv_usage_spec: str = param("vllm:kv_cache_usage_perc", doc="metric of KV cache use, 0..1")
-    lora_spec: str = param("vllm:lora_requests_info", doc="metric of LoRA adapters")
-    cache_info_spec: str = param("vllm:cache_config_info", doc="metric of the KV cache's block size")
+    queued_requests_spec: str = param("", doc="metric of waiting requests")
+    running_requests_spec: str = param("", doc="metric of running requests")
+    kv_usage_spec: str = param("", doc="metric of KV cache use, 0 to 1")
+    lora_spec: str = param("", doc="metric of LoRA adapters")
+    cache_info_spec: str = param("", doc="metric of the KV cache's block size")
 
     def __post_init__(self) -> None:
         """Refuse specs that cannot be read."""
-        self.successor()
-
-    def successor(self) -> CoreMetricsExtractorParameters:
-        """The same in core-metrics-extractor's words."""
-        engine = EngineConfig(
-            "vllm",
-            self.queued_requests_spec,
-            self.running_requests_spec,
-            self.kv_usage_spec,
-            self.lora_spec,
-            self.cache_info_spec,
-        )
-        return CoreMetricsExtractorParameters(engine_configs=(engine,))
+        for text in vars(self).values():
+            if text:
+                MetricSpec.parse(text)
 
 
 class ModelServerProtocolMetrics(Extractor):
