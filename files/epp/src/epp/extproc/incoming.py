@@ -68,7 +68,10 @@ class Incoming:
         """Where the context begins."""
 
     def headers(self) -> dict[str, str]:
-        """Header names (Envoy sends them in lower case) to values; of a repeated header the values with commas."""
+        """Header names (Envoy sends them in lower case) to values; of a repeated header the values with commas.
+
+        Raises google.protobuf.message.DecodeError, as :meth:`context` does.
+        """
         if not self._headers:
             return {}
         found = None
@@ -88,7 +91,8 @@ class Incoming:
 
 
 def read(data: bytes) -> Incoming:
-    """Read one serialised ProcessingRequest. Raises google.protobuf.message.DecodeError."""
+    """Read one serialised ProcessingRequest. Raises google.protobuf.message.DecodeError, perhaps only when the part is
+    asked for that cannot be read."""
     try:
         return _read(data) or _read_any(data)
     except IndexError:

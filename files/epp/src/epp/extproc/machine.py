@@ -30,7 +30,7 @@ from epp.extproc import replies as r
 from epp.extproc.incoming import Incoming
 from epp.extproc.messages import BodyMode
 from epp.extproc.response import ResponsePhase
-from epp.model import Rejection
+from epp.model import Immediate, Rejection
 from epp.requests import replace_model
 
 Messages = Iterable[bytes]
@@ -130,7 +130,7 @@ class StreamMachine:
         self._renaming = route.model != route.target_model
         return proceed(route)
 
-    def rejected(self, rejection: Rejection) -> Messages:
+    def rejected(self, rejection: Immediate) -> Messages:
         """The request goes nowhere: the client is answered, and the stream ends."""
         self._continue = None
         self._body = b""

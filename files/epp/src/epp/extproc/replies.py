@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
-from envoy.service.ext_proc.v3.external_processor_pb2 import HeaderMutation, ImmediateResponse, ProcessingResponse
+from envoy.service.ext_proc.v3.external_processor_pb2 import ImmediateResponse, ProcessingResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 
-from epp.model import Rejection
+from epp.model import Immediate, Rejection
 
 DESTINATION = "x-gateway-destination-endpoint"
 SCORES = "x-gateway-destination-endpoint-scores"
@@ -171,13 +170,24 @@ def _pieces(body: bytes, end: bool, of_request: bool) -> Iterator[bytes]:
         yield b"".join((_before(len(piece), last, of_request), piece, _END_OF_STREAM if last else b""))
 
 
-def immediate(rejection: Rejection) -> bytes:
+def reported(messages: Iterable[bytes], values: Mapping[str, Mapping[str, float]]) -> list[bytes]:
+    """The same messages, the last of them with dynamic metadata: numbers by namespace and key."""
+    answers = list(messages)
+    if answers:
+        metadata = Struct()
+        for namespace, figures in values.items():
+            for key, number in figures.items():
+                metadata.fields[namespace].struct_value.fields[key].number_value = number
+        # A field that comes twice is merged.
+        answers[-1] += ProcessingResponse(dynamic_metadata=metadata).SerializeToString()
+    return answers
+
+
+def immediate(answer: Immediate) -> bytes:
     """The answer to the client of a request that goes nowhere."""
-    response = ImmediateResponse(
-        status=HttpStatus(code=rejection.status), body=rejection.body().encode(), details=rejection.reason
-    )
-    if rejection.reason:
-        header = HeaderValue(key=DROPPED_REASON, raw_value=rejection.reason.encode())
-        option = HeaderValueOption(header=header, append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD)
-        response.headers.CopyFrom(HeaderMutation(set_headers=[option]))
+    reason = answer.reason if isinstance(answer, Rejection) else ""
+    response = ImmediateResponse(status=HttpStatus(code=answer.status), body=answer.body().encode(), details=reason)
+    headers = {**answer.headers(), **({DROPPED_REASON: reason} if reason else {})}
+    if headers:
+        response.headers.MergeFromString(_set_headers(headers))
     return bytes(ProcessingResponse(immediate_response=response).SerializeToString())
