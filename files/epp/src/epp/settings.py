@@ -15,7 +15,8 @@ from typing import Any
 def flag(default: Any, text: str, kind: str) -> Any:
     """One flag: its default, its help, and how it is written (bool, int, string, duration, size, ports, list, names).
 
-    ``list`` is separated by commas, ``names`` is one name per flag; both, and ``ports``, may be given more than once.
+    ``list`` is separated by commas, ``names`` is one name per flag, ``texts`` anything; all of them, and ``ports``, may
+    be given more than once.
     """
     return field(default=default, metadata={"help": text, "kind": kind})
 

@@ -84,16 +84,8 @@ class RequestRecord(Protocol):
         """The request ended in an error."""
 
 
-class Recorder(Protocol):
-    """Metrics; see ``epp.observe``."""
-
-    def request(
-        self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
-    ) -> RequestRecord:
-        """A request has been parsed."""
-
-    def rejected(self, code: str) -> None:
-        """A request was refused before that."""
+class StreamRecorder(Protocol):
+    """Metrics of streams."""
 
     def processing(self, phase: str, seconds: float) -> None:
         """Own work on one request."""
@@ -103,6 +95,18 @@ class Recorder(Protocol):
 
     def stream_closed(self, seconds: float, code: str) -> None:
         """A stream ended."""
+
+
+class Recorder(StreamRecorder, Protocol):
+    """Metrics; see ``epp.observe``."""
+
+    def request(
+        self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
+    ) -> RequestRecord:
+        """A request has been parsed."""
+
+    def rejected(self, code: str) -> None:
+        """A request was refused before that."""
 
 
 class Ticket:

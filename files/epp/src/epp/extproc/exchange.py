@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 from google.protobuf.message import DecodeError
 
 from epp.extproc import messages as m
-from epp.extproc.director import Recorder, Ticket
+from epp.extproc.director import StreamRecorder, Ticket
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
@@ -52,11 +52,14 @@ class StreamService:
     def __init__(
         self,
         router: Router,
-        recorder: Recorder,
+        recorder: StreamRecorder,
         decision_timeout: float = DECISION_TIMEOUT,
         watchdog: AbstractContextManager[None] | None = None,
+        machine: Callable[[tuple[str, ...]], StreamMachine] = StreamMachine,
     ) -> None:
-        """``watchdog`` is entered for each decision; it ends one that hangs with :class:`Hung`."""
+        """``watchdog`` is entered for each decision; it ends one that hangs with :class:`Hung`. ``machine`` makes the
+        state machine of a stream from the gateway's hints."""
+        self._make_machine = machine
         self._router = router
         self._recorder = recorder
         self._timeout = decision_timeout
@@ -69,7 +72,7 @@ class StreamService:
         self.streams += 1
         self._recorder.stream_opened()
         hints = tuple(value for key, value in metadata if key == m.POOL and isinstance(value, str))
-        return Exchange(self, self._router, self._timeout, hints)
+        return Exchange(self, self._router, self._timeout, self._make_machine(hints))
 
     def processed(self, seconds: float) -> None:
         """An answer has passed, and took this much of our own time; for exchanges."""
@@ -84,11 +87,11 @@ class StreamService:
 class Exchange:
     """One ext_proc stream."""
 
-    def __init__(self, service: StreamService, router: Router, timeout: float, hints: tuple[str, ...] = ()) -> None:
+    def __init__(self, service: StreamService, router: Router, timeout: float, machine: StreamMachine) -> None:
         self._service = service
         self._router = router
         self._timeout = timeout
-        self._machine = StreamMachine(hints)
+        self._machine = machine
         self._machine.on_response = self._begun
         self._ticket: Ticket | None = None
         self._opened = time.monotonic()
