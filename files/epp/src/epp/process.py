@@ -27,6 +27,17 @@ class StartError(Exception):
     """Something that keeps a process from starting or running; the text says what to do."""
 
 
+LAST_WORDS = 0.2
+"""Seconds that it may take to tell clients that their requests have waited in vain."""
+
+
+class Queue(Protocol):
+    """Where requests wait."""
+
+    def close(self) -> int:
+        """Refuse all that wait; returns how many."""
+
+
 class Worker(Protocol):
     """A part that works in the background."""
 
@@ -76,6 +87,8 @@ class Running:
     stop: asyncio.Event
     drain_timeout: float
     """Seconds that open streams have after the signal."""
+    queues: Sequence[Queue] = ()
+    """Where requests wait; what is still there at the end is refused."""
 
 
 def signals() -> asyncio.Event:
@@ -115,6 +128,8 @@ async def _drain(running: Running) -> None:
     await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, second):
         task.cancel()
+    if sum(queue.close() for queue in running.queues):
+        await asyncio.sleep(LAST_WORDS)
     log.info("stopped")
 
 

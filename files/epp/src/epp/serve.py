@@ -24,11 +24,14 @@ from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
 from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
+from epp.flowcontrol import FlowController
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
+from epp.queueing import flow_controller
 from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
@@ -78,6 +81,8 @@ class Pool:
     router: Router
     models: ModelsReader | None
     """Asks the endpoints for their models, if anybody wants to know."""
+    flow_control: FlowController[Ticket] | None
+    """None when requests do not wait."""
 
 
 async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
@@ -90,10 +95,11 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         if client is not None:
             client.on_failure = recorder.watch_failed
         objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
-        pools = _pools(settings, cfg, client, objectives, recorder)
+        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
+        queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
-        service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
+        service = _service(cfg, _router(pools, recorder), recorder, watchdog)
         servers = Servers(
             transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
@@ -107,7 +113,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         watchdog.start()
         try:
             await servers.start()
-            await run_until_stopped(Running(servers, health, work, election, stop, settings.drain_timeout))
+            await run_until_stopped(Running(servers, health, work, election, stop, settings.drain_timeout, queues))
         finally:
             await servers.stop()
     finally:
@@ -118,6 +124,14 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
 
 def _synced(datastore: Datastore) -> Callable[[], bool]:
     return lambda: datastore.synced
+
+
+def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watchdog: Watchdog) -> StreamService:
+    """What the transport serves. Where requests wait, flow control itself says how long."""
+    if cfg.flow_control is None:
+        return StreamService(router, recorder, watchdog=watchdog)
+    evicting = cfg.flow_control.eviction is not None
+    return StreamService(router, recorder, decision_timeout=None, watchdog=watchdog, interruptible=evicting)
 
 
 def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
@@ -147,6 +161,7 @@ def _pools(
     client: KubeClient | None,
     objectives: Objectives | None,
     recorder: Recorder,
+    watchdog: Watchdog,
 ) -> list[Pool]:
     """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
     file = _file(settings, cfg)
@@ -164,14 +179,14 @@ def _pools(
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         priority_of = partial(objectives.priority, name) if objectives else _no_priority
-        director = Director(scheduler, datastore, recorder, options, priority_of)
+        queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
+        director = Director(scheduler, datastore, recorder, options, priority_of, queue)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
         scraper = Scraper(datastore, scraping, recorder.scrape_failed)
-        pools.append(
-            Pool(name, datastore, source, scraper, router, ModelsReader(datastore, asking) if asking else None)
-        )
+        models = ModelsReader(datastore, asking) if asking else None
+        pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from epp.bbr.figures import Figures
 from epp.bbr.plugins import Plugin
 from epp.extproc import NeedDecision, Route, Tracing
-from epp.extproc.director import Ticket
+from epp.extproc.director import Report, Ticket
 from epp.model import Rejection, Usage
 from epp.requests import BodyError
 from epp.requests.members import MemberReader
@@ -28,9 +28,11 @@ class Passed(Ticket):
     def __init__(self, route: Route) -> None:
         self.route = route
         self.open = False
+        self.evicted = self.on_evict = None
 
-    def finish(self, response_bytes: int, usage: Usage | None) -> None:
-        """Nothing to do."""
+    def finish(self, response_bytes: int, usage: Usage | None) -> Report:
+        """Nothing to do, and nothing to tell."""
+        return {}
 
     def fail(self, code: str) -> None:
         """Nothing to do."""
