@@ -17,7 +17,7 @@ from conformance.kit import driver as drivers
 from conformance.kit.cluster import ApiError
 from conformance.kit.driver import Driver, DriverError
 from conformance.kit.picker import Picker
-from conformance.kit.wait import PATIENCE
+from conformance.kit.wait import LONG, PATIENCE, SHORT
 from conformance.kit.world import Pool, Standing, World, world
 
 DRIVER = pytest.StashKey[Driver]()
@@ -55,10 +55,16 @@ def _deviation(item: pytest.Item) -> str:
     return driver.deviation(case_name(item.nodeid))
 
 
-@pytest.fixture(autouse=True)
-def patience(request: pytest.FixtureRequest) -> None:
-    """Long, but short where it is known that nothing will come."""
-    PATIENCE.seconds = 1.0 if _deviation(request.node) else 10.0
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Patience is short where it is known that nothing will come, in the case itself: others share its fixtures."""
+    PATIENCE.seconds = SHORT if _deviation(item) else LONG
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """And long again."""
+    PATIENCE.seconds = LONG
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,7 +80,7 @@ def pytest_runtest_makereport(
         report.wasxfail = why
     if report.when == "call" or failed or (report.when == "setup" and report.skipped):
         # Where several processes run the cases, this travels to the one that writes the results.
-        report.case = _record(item, report, failed, why)
+        report.case = _record(item, report, failed, why)  # type: ignore[attr-defined]
     return report
 
 
