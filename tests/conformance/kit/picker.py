@@ -150,6 +150,10 @@ class Picker:
             self._channels[port, tls] = Channel(port, tls)
         return self._channels[port, tls]
 
+    def another_channel(self) -> Channel:
+        """One more connection to the ext_proc port; whoever asks for it closes it."""
+        return Channel(self.ports.grpc, self.tls)
+
     def metrics(self) -> Page:
         """Its metrics page."""
         status, text = self.get("/metrics")
