@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from conformance.kit import driver as drivers
+from conformance.kit import leftovers
 from conformance.kit.cluster import ApiError
 from conformance.kit.driver import Driver, DriverError
 from conformance.kit.picker import Picker
@@ -36,7 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[DRIVER] = drivers.load(config.getoption("epp"))
     except DriverError as error:
         raise pytest.UsageError(str(error)) from None
-    if not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        leftovers.end_with_parent()
+    else:
         config.pluginmanager.register(Results(config), "conformance-results")
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import functools
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,6 +26,7 @@ MANAGED = {"app.kubernetes.io/managed-by": "epp-conformance"}
 OWNER = "epp-conformance/owner"
 LONGEST = timedelta(hours=2)
 """Runs of other machines count as killed after this long: their processes cannot be looked at from here."""
+_PR_SET_PDEATHSIG = 1
 _PREFIX = "epp-conformance-"
 
 
@@ -52,6 +55,11 @@ def alive(metadata: dict[str, Any]) -> bool:
         return datetime.now(UTC) - created < LONGEST
     pid, _, started = process.partition("/")
     return bool(started) and _started(int(pid)) == started
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, however that happens."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @functools.cache

@@ -219,6 +219,8 @@ class _Reader:
         self._active_at = time.monotonic()
         self._pause: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """When the timer fires, by the loop's clock; uvloop's handles cannot say it when the delay was 0."""
         self._failing = ""
         self._lacking: set[str] = set()
         self.task: asyncio.Task[None] | None = None
@@ -241,9 +243,10 @@ class _Reader:
         if timer is None or pause is None:
             return
         loop = asyncio.get_running_loop()
-        if timer.when() > loop.time() + delay:
+        due = loop.time() + delay
+        if self._due > due:
             timer.cancel()
-            self._timer = loop.call_later(delay, _finish, pause)
+            self._timer, self._due = loop.call_later(delay, _finish, pause), due
 
     async def run(self) -> None:
         """Read until cancelled. The first reading is at once, so that a new endpoint is judged by what it says."""
@@ -254,7 +257,7 @@ class _Reader:
                 # Spread, so that many endpoints are not read in one burst.
                 delay = self._interval * random.uniform(0.9, 1.1)
                 self._pause = loop.create_future()
-                self._timer = loop.call_later(delay, _finish, self._pause)
+                self._timer, self._due = loop.call_later(delay, _finish, self._pause), loop.time() + delay
                 await self._pause
                 self._pause = self._timer = None
         finally:

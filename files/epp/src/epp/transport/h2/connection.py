@@ -113,9 +113,8 @@ class Connection:
         try:
             if self._tail:
                 data = self._complete(data)
-            if not self._prefaced:
-                data = self._preface(data)
-            self._frames(data)
+            if self._prefaced or (data := self._preface(data)):
+                self._frames(data)
         except f.ConnectionFailed as error:
             self.fail(error.code, str(error))
         except Exception:

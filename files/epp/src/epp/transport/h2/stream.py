@@ -85,7 +85,7 @@ class Stream:
         """What is left of a message that did not fit a window."""
         self.answered = False
         """The headers of the answer have been sent."""
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Iterable[bytes]] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def expire_after(self, seconds: float) -> None:
@@ -167,17 +167,23 @@ class Stream:
             self._failed(error)
             return
         if isinstance(answers, Coroutine):
-            self._task = asyncio.get_running_loop().create_task(self._later(answers))
+            self._task = asyncio.get_running_loop().create_task(answers)
+            self._task.add_done_callback(self._decided)
         else:
             self._answers = iter(answers)
 
-    async def _later(self, pending: Coroutine[object, object, Iterable[bytes]]) -> None:
-        try:
-            self._answers = iter(await pending)
-        except Exception as error:
-            self._failed(error)
+    def _decided(self, task: asyncio.Task[Iterable[bytes]]) -> None:
+        """The answers that came later are here."""
         self._task = None
-        self._go_on()
+        if self.ended:
+            return
+        if task.cancelled():
+            self.finish(Code.CANCELLED, "the decision was cancelled")
+        elif (error := task.exception()) is not None:
+            self._failed(error)
+        else:
+            self._answers = iter(task.result())
+            self._go_on()
         self.connection.flush()
 
     def _go_on(self) -> None:
@@ -261,7 +267,7 @@ class Stream:
         self._pending = pending[at:] if at < size else None
         return at
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, CallError):
             self.finish(error.code, str(error))
         elif isinstance(error, ProtocolError):
