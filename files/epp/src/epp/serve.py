@@ -27,6 +27,7 @@ from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
+from epp.datalayer.rewrites import Rewrites
 from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
@@ -99,6 +100,26 @@ class Pool:
     director: Director
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What the cluster's resources say about requests for InferencePools."""
+
+    objectives: Objectives
+    rewrites: Rewrites
+
+    @classmethod
+    def of(cls, settings: Settings, client: KubeClient | None) -> Rules | None:
+        """None where there is no InferencePool that they could belong to."""
+        if client is None or not settings.pool_name:
+            return None
+        where = (client, settings.pool_namespace, settings.pool_group)
+        return cls(Objectives(*where), Rewrites(*where))
+
+    def of_pool(self, name: str) -> tuple[Callable[[str], int], Callable[[str], tuple[str, str] | None]]:
+        """Objective to priority, and model to the rule that rewrites it, of one pool."""
+        return partial(self.objectives.priority, name), partial(self.rewrites.target, name)
+
+
 @dataclass
 class _Servers:
     """What listens."""
@@ -147,8 +168,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     try:
         if client is not None:
             client.on_failure = recorder.watch_failed
-        objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
-        pools = _pools(settings, cfg, client, objectives, recorder)
+        rules = Rules.of(settings, client)
+        pools = _pools(settings, cfg, client, rules, recorder)
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
         service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
@@ -158,8 +179,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             observe=_observe(settings, client, recorder, pools, health, election),
         )
         work: list[Worker] = [worker for pool in pools for worker in (pool.source, pool.scraper)]
-        if objectives is not None:
-            work.append(objectives)
+        if rules is not None:
+            work += [rules.objectives, rules.rewrites]
         watchdog.start()
         try:
             await servers.start(settings)
@@ -249,7 +270,7 @@ def _pools(
     settings: Settings,
     cfg: EndpointPickerConfig,
     client: KubeClient | None,
-    objectives: Objectives | None,
+    rules: Rules | None,
     recorder: Recorder,
 ) -> list[Pool]:
     """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
@@ -265,14 +286,9 @@ def _pools(
         source = _source(settings, file, client, datastore)
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
-        priority_of = partial(objectives.priority, name) if objectives else _no_priority
-        director = Director(scheduler, datastore, recorder, options, priority_of)
+        director = Director(scheduler, datastore, recorder, options, *(rules.of_pool(name) if rules else ()))
         pools.append(Pool(name, datastore, source, Scraper(datastore, scraping, recorder.scrape_failed), director))
     return pools
-
-
-def _no_priority(objective: str) -> int:
-    return 0
 
 
 def _source(

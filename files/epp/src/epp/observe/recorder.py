@@ -165,6 +165,11 @@ class Recorder:
             self._bound[model, target_model, fairness_id, priority] = bound
         return bound
 
+    def rewritten(self, name: str, model: str, target_model: str) -> None:
+        """An InferenceModelRewrite has chosen a request's target model."""
+        models = (_bounded(model, self._models), _bounded(target_model, self._models))
+        self._figures.rewrites.value(name, *models).add()
+
     def rejected(self, code: str) -> None:
         """A request was refused before it had a model (bad JSON and the like)."""
         self._figures.errors.value("", "", "", "", code).add()
