@@ -14,7 +14,6 @@ import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -293,9 +292,9 @@ def _pools(
         source = _source(settings, file, client, datastore)
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
-        priority_of = partial(objectives.priority, name) if objectives else _no_priority
+        of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
-        director = Director(scheduler, datastore, recorder, options, priority_of, queue)
+        director = Director(scheduler, datastore, recorder, options, of_pool, queue)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
@@ -303,10 +302,6 @@ def _pools(
         models = ModelsReader(datastore, asking) if asking else None
         pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
-
-
-def _no_priority(objective: str) -> int:
-    return 0
 
 
 def _source(
