@@ -15,7 +15,7 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench-latency bench-apply fuzz env lock clean
+.PHONY: help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench-latency bench-apply fuzz env lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,13 +35,11 @@ teardown: env ## Remove all that site.yml made
 test: env ## Everything that CI runs
 	@python -m target test
 
-lint: env ## Style, types, and Ansible's own rules at profile production
-	ruff check .
-	ruff format --check .
-	mypy
-	yamllint --strict .
-	antsibull-changelog lint
-	ansible-lint
+gates: env ## Every check that Galaxy, Automation Hub and we ourselves ask for, on every supported ansible-core and Python
+	@python -m gates $(ARGS)
+
+lint: env ## The quick gates: style, types, licences, and Ansible's own rules at profile production
+	@python -m gates --quick
 
 unit: env ## Tests that need no cluster
 	pytest -q tests/unit tests/sim/tests tests/lab/tests tests/target/tests files/epp/tests -m 'not cluster and not envoy'
