@@ -10,7 +10,7 @@ from typing import Any
 from epp.config.errors import ConfigError
 from epp.config.schema import EndpointPickerConfig
 from epp.datalayer.exposition import MetricSpec
-from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, EngineMetrics, Mapper
+from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, CustomMetric, EngineMetrics, Mapper
 from epp.datalayer.scrape import ScrapeOptions
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
 from epp.plugins.metrics_data_source import MetricsDataSourceParameters
@@ -90,7 +90,8 @@ def _mapper(
             raise ConfigError(f"--{flag}", 0, "", str(error)) from error
         changed: dict[str, Any] = {field: spec}
         engines[default] = replace(engines[default], **changed)
-    labels = (extractor.engine_label_key,) if extractor.engine_label_key else ENGINE_LABELS
+    key = extractor.engine_label_key
+    labels = (key,) if key and key != ENGINE_LABELS[0] else ENGINE_LABELS
     return Mapper(engines, default, labels)
 
 
@@ -109,4 +110,9 @@ def _engine(config: EngineConfig) -> EngineMetrics:
         num_blocks_label=config.cache_num_blocks_label_name,
         block_size=spec(config.cache_block_size_spec),
         num_blocks=spec(config.cache_num_blocks_spec),
+        custom=tuple(
+            CustomMetric(each.attribute_key, MetricSpec.parse(each.metric_spec), each.optional)
+            for each in config.custom_metrics
+        ),
+        places=ENGINES[config.name].places if config.name in ENGINES else EngineMetrics("").places,
     )
