@@ -15,11 +15,7 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-<<<<<<< HEAD
-.PHONY: help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench-latency bench-apply fuzz env lock clean
-=======
-.PHONY: help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
->>>>>>> main
+.PHONY: help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Virtual environments for one ansible-core on one Python each, made from locks and kept as long as those do not change."""
+"""Virtual environments made from locks, for one Python each, and kept as long as those do not change."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs gates side by side: a line when one begins or ends, the output of those that fail, and a line each at the end."""
+"""Runs gates side by side, shows the output of those that fail, and ends with a line a gate."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -31,7 +32,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs gates, as many at a time as there are processors. A gate that this machine cannot run fails where ``strict``."""
+    """Runs gates, as many at a time as there are processors; one that this machine cannot run fails if ``strict``."""
 
     def __init__(self, gates: Sequence[Gate], strict: bool) -> None:
         self.gates = gates
@@ -89,8 +90,8 @@ class Runner:
             except (EnvironmentBroken, OSError, subprocess.CalledProcessError) as error:
                 output.write(f"{error}\n{getattr(error, 'stderr', '') or ''}\n".encode())
                 return FAILED, "could not be run"
-        told = next((word for word in gate.forbidden if word in log.read_text(errors="replace")), "")
-        return (FAILED, f"its output has {told!r}") if told else (PASSED, "")
+        told = gate.forbidden and re.search(gate.forbidden, log.read_text(errors="replace"), re.MULTILINE)
+        return (FAILED, f"its output has {told.group()!r}") if told else (PASSED, "")
 
     def _stop(self) -> None:
         for process in list(self._running):
