@@ -29,7 +29,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 
-from epp.model import Rejection
+from epp.model import Immediate, Rejection
 
 DESTINATION = "x-gateway-destination-endpoint"
 SCORES = "x-gateway-destination-endpoint-scores"
@@ -224,11 +224,11 @@ def streamed(body: bytes, end: bool, of_request: bool) -> Iterator[ProcessingRes
         yield ProcessingResponse(request_body=answer) if of_request else ProcessingResponse(response_body=answer)
 
 
-def immediate(rejection: Rejection) -> ProcessingResponse:
+def immediate(answer: Immediate) -> ProcessingResponse:
     """The answer to the client of a request that goes nowhere."""
-    response = ImmediateResponse(
-        status=HttpStatus(code=rejection.status), body=rejection.body().encode(), details=rejection.reason
-    )
-    if rejection.reason:
-        response.headers.CopyFrom(set_headers({DROPPED_REASON: rejection.reason}))
+    reason = answer.reason if isinstance(answer, Rejection) else ""
+    response = ImmediateResponse(status=HttpStatus(code=answer.status), body=answer.body().encode(), details=reason)
+    headers = {**answer.headers(), **({DROPPED_REASON: reason} if reason else {})}
+    if headers:
+        response.headers.CopyFrom(set_headers(headers))
     return ProcessingResponse(immediate_response=response)

@@ -50,7 +50,8 @@ def media(request: InferenceRequest) -> tuple[Media, ...]:
     known = request.attributes.get(MEDIA)
     if isinstance(known, tuple):
         return known
-    found = tuple(_parts(request.prompt)) if any(mark in request.prompt for mark in _MARKS) else ()
+    prompt = request.prompt
+    found = tuple(_parts(prompt[request.lead :])) if any(mark in prompt for mark in _MARKS) else ()
     request.attributes[MEDIA] = found
     return found
 
