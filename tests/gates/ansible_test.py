@@ -3,6 +3,7 @@
 
 It makes environments of its own, in ``~/.ansible/test``, and fetches ``get-pip.py`` from its authors' server for that.
 Here it gets a home folder of its own, and in it a ``get-pip.py`` that has the same effect by way of the package index.
+Two of them must not share a home folder: each would find the half-made environments of the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 
 from gates.environments import CACHE, MODULE_PYTHONS, Environment, interpreter
 
-HOME = CACHE / "home"
 GET_PIP = '''"""Installs the pip that ansible-test asks for into the Python that runs this."""
 import os
 import sys
@@ -26,23 +26,25 @@ os.execv(command[0], command)
 '''
 
 
-def prepare_home(environment: Environment) -> None:
-    """Put ``get-pip.py`` where the ansible-test of ``environment`` looks for it, and pip's configuration, too.
+def _home(environment: Environment) -> Path:
+    """The home folder of ansible-test in ``environment``: with ``get-pip.py`` where it looks for that.
 
-    ansible-test hides pip's environment variables from pip, and the home folder is not the user's.
+    Also with pip's configuration, as ansible-test hides pip's environment variables, and the home is not the user's.
     """
+    home = CACHE / "homes" / environment.path.name
     source = (environment.site_packages / "ansible_test/_internal/python_requirements.py").read_text()
     for version in set(re.findall(r"\bpip='([\d.]+)'", source)):
-        script = HOME / ".ansible/test/cache" / f"get_pip_{version.replace('.', '_')}.py"
+        script = home / ".ansible/test/cache" / f"get_pip_{version.replace('.', '_')}.py"
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(GET_PIP.format(python=sys.executable))
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
     settings = dict(re.findall(r"^(?:[a-z]+|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE))
-    configuration = HOME / ".config/pip/pip.conf"
+    configuration = home / ".config/pip/pip.conf"
     configuration.parent.mkdir(parents=True, exist_ok=True)
     configuration.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
+    return home
 
 
 def variables(environment: Environment) -> dict[str, str]:
@@ -52,4 +54,4 @@ def variables(environment: Environment) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON", "VIRTUAL_"))
     }
-    return {**kept, "HOME": str(HOME), "PATH": os.pathsep.join(paths), "LC_ALL": "C.UTF-8"}
+    return {**kept, "HOME": str(_home(environment)), "PATH": os.pathsep.join(paths), "LC_ALL": "C.UTF-8"}
