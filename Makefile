@@ -15,7 +15,7 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
+.PHONY: help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz docs env lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ bench-apply: env ## apply_set against kubernetes.core.k8s and kubectl, in turns 
 
 fuzz: env ## Ten minutes of broken streams, bodies, pages and configurations for the EPP
 	FUZZ_SECONDS=600 pytest -q files/epp/tests/fuzz --timeout 900
+
+docs: env ## Write the tables of variables and values anew
+	@python -m reference.values
+	@python -m reference.variables
 
 env: $(ENV) $(LINK) ## The development environment, from the locks
 
