@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, U
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
+
+Report = Mapping[str, Mapping[str, float]]
+"""Dynamic metadata by namespace and key."""
 
 IF_AVAILABLE = "if-available"
 """Preference of a client that wants its answer only from an endpoint which need not compute the whole prompt."""
@@ -46,6 +49,9 @@ class Scheduler(Protocol):
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended."""
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """What the gateway shall know of an answer that has ended."""
 
 
 class Hold(Protocol):
@@ -143,12 +149,14 @@ class Ticket:
         self.on_evict: Callable[[Rejection], None] | None = None
         """Tells the client so."""
 
-    def finish(self, response_bytes: int, usage: Usage | None) -> None:
-        """The answer has ended, well or cut off after its beginning."""
-        if self.open:
-            self.open = False
-            self.record.finished(response_bytes, usage)
-            self._owner.give_back(self, usage)
+    def finish(self, response_bytes: int, usage: Usage | None) -> Report:
+        """The answer has ended, well or cut off after its beginning. Returns what the gateway shall know of it."""
+        if not self.open:
+            return {}
+        self.open = False
+        self.record.finished(response_bytes, usage)
+        self._owner.give_back(self, usage)
+        return self._owner.report(self.request, usage)
 
     def fail(self, code: str) -> None:
         """There will be no answer worth the name; ``code`` says why."""
@@ -344,6 +352,10 @@ class Director:
     ) -> dict[str, str]:
         """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
         return self._scheduler.response_received(served, request, decision)
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """For tickets: what the gateway shall know of an answer that has ended."""
+        return self._scheduler.report(request, usage)
 
     def give_back(self, ticket: Ticket, usage: Usage | None) -> None:
         """For tickets: the request is over."""
