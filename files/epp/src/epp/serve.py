@@ -11,7 +11,6 @@ import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -23,7 +22,6 @@ from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
-from epp.datalayer.rewrites import Rewrites
 from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
@@ -86,26 +84,6 @@ class Pool:
     """None when requests do not wait."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What the cluster's resources say about requests for InferencePools."""
-
-    objectives: Objectives
-    rewrites: Rewrites
-
-    @classmethod
-    def of(cls, settings: Settings, client: KubeClient | None) -> Rules | None:
-        """None where there is no InferencePool that they could belong to."""
-        if client is None or not settings.pool_name:
-            return None
-        where = (client, settings.pool_namespace, settings.pool_group)
-        return cls(Objectives(*where), Rewrites(*where))
-
-    def of_pool(self, name: str) -> tuple[Callable[[str], int], Callable[[str], tuple[str, str] | None]]:
-        """Objective to priority, and model to the rule that rewrites it, of one pool."""
-        return partial(self.objectives.priority, name), partial(self.rewrites.target, name)
-
-
 async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     """Wire, start, wait for a signal, drain. Raises what keeps it from starting or running."""
     stop = signals()
@@ -115,8 +93,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     try:
         if client is not None:
             client.on_failure = recorder.watch_failed
-        rules = Rules.of(settings, client)
-        pools = _pools(settings, cfg, client, rules, recorder, watchdog)
+        objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
+        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
         queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
@@ -129,8 +107,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             encrypted=settings.secure_serving,
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
-        if rules is not None:
-            work += [rules.objectives, rules.rewrites]
+        if objectives is not None:
+            work.append(objectives)
         watchdog.start()
         try:
             await servers.start()
@@ -180,7 +158,7 @@ def _pools(
     settings: Settings,
     cfg: EndpointPickerConfig,
     client: KubeClient | None,
-    rules: Rules | None,
+    objectives: Objectives | None,
     recorder: Recorder,
     watchdog: Watchdog,
 ) -> list[Pool]:
@@ -199,9 +177,9 @@ def _pools(
         source = _source(settings, file, client, datastore)
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
-        priority_of, rewrite_of = rules.of_pool(name) if rules else (_no_priority, _no_rewrite)
+        of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
-        director = Director(scheduler, datastore, recorder, options, priority_of, queue, rewrite_of)
+        director = Director(scheduler, datastore, recorder, options, of_pool, queue)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
@@ -209,14 +187,6 @@ def _pools(
         models = ModelsReader(datastore, asking) if asking else None
         pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
-
-
-def _no_priority(objective: str) -> int:
-    return 0
-
-
-def _no_rewrite(model: str) -> None:
-    return None
 
 
 def _source(
