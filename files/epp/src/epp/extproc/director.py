@@ -148,6 +148,9 @@ class Recorder(StreamRecorder, Protocol):
     def rejected(self, code: str) -> None:
         """A request was refused before that."""
 
+    def rewritten(self, resource: str, model: str, target_model: str) -> None:
+        """A rule of the cluster has put a model in place of another."""
+
 
 class FlowControl(Protocol):
     """Lets requests wait; see ``epp.flowcontrol``."""
