@@ -166,7 +166,7 @@ class TestWriting:
     def same(self, written: bytes, expected: ProcessingResponse) -> None:
         assert ProcessingResponse.FromString(written) == expected
 
-    @given(st.text(max_size=200), PAIRS, st.lists(st.text(max_size=9), max_size=2), st.booleans())
+    @given(st.text(min_size=1, max_size=200), PAIRS, st.lists(st.text(max_size=9), max_size=2), st.booleans())
     def test_headers_that_route(self, to: str, headers: dict[str, str], removed: list[str], scored: bool) -> None:
         mutation = headers_of({replies.DESTINATION: to, **headers})
         mutation.remove_headers.extend(removed)

@@ -63,7 +63,7 @@ class Route:
     """The answer to :class:`NeedDecision`."""
 
     destination: str
-    """``ip:port``, several with commas."""
+    """``ip:port``, several with commas; empty to leave the choice to others."""
     headers: dict[str, str] = field(default_factory=dict)
     """More headers to set on the request."""
     removed: tuple[str, ...] = ()
@@ -80,16 +80,19 @@ class Route:
 class StreamMachine:
     """One ext_proc stream."""
 
-    def __init__(self, hints: tuple[str, ...] = ()) -> None:
-        """``hints`` is what the gateway said of the pool when it opened the stream."""
+    def __init__(
+        self, hints: tuple[str, ...] = (), assumed: BodyMode = BodyMode.FULL_DUPLEX_STREAMED, marks: bool = True
+    ) -> None:
+        """``hints`` is what the gateway said of the pool when it opened the stream; ``assumed`` is the mode of both
+        bodies where Envoy announces none; ``marks``: a header on answers says that they passed here."""
         self.done = False
         """No message is expected any more: the stream can be closed."""
         self.response: ResponsePhase | None = None
         """The answer, once it has begun."""
         self.on_response: Callable[[str], Mapping[str, str]] = lambda served: {}
         """Asked for more headers of the answer, once it begins; is told which endpoint served it, if that is known."""
-        self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
+        self._request_mode = self._response_mode = assumed
+        self._marks = marks
         self._headers: dict[str, str] | None = None
         self._subset: frozenset[str] | None = None
         self._held: list[bytes] = []
@@ -204,7 +207,7 @@ class StreamMachine:
 
     def _on_headers(self, route: Route) -> Messages:
         common = r.routing(route.destination, route.headers, removed=route.removed)
-        return (r.request_headers(common, r.lb_metadata(route.destination, route.scores)),)
+        return (r.request_headers(common, _metadata(route)),)
 
     def _on_body(self, route: Route) -> Messages:
         self._body = b""
@@ -217,7 +220,7 @@ class StreamMachine:
             # The one mode in which Envoy lets us change the length, and insists that it fits the new body.
             headers = {**headers, "content-length": str(len(route.body))}
         common = r.routing(route.destination, headers, route.body, route.removed)
-        return (r.request_body(common, r.lb_metadata(route.destination, route.scores)),)
+        return (r.request_body(common, _metadata(route)),)
 
     def _full_duplex(self, route: Route) -> Messages:
         return self._in_pieces(route, end=True)
@@ -256,5 +259,9 @@ class StreamMachine:
             rename = None
             if self._route and self._route.model and self._route.model != self._route.target_model:
                 rename = (self._route.target_model, self._route.model)
-            self.response = ResponsePhase(self._response_mode, rename)
+            self.response = ResponsePhase(self._response_mode, rename, self._marks)
         return self.response
+
+
+def _metadata(route: Route) -> bytes:
+    return r.lb_metadata(route.destination, route.scores) if route.destination else b""

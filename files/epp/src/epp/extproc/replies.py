@@ -76,13 +76,15 @@ def _set_headers(headers: Mapping[str, str]) -> bytes:
 def routing(
     destination: str, headers: Mapping[str, str], body: bytes | None = None, removed: Sequence[str] = ()
 ) -> bytes:
-    """The common of a request that goes on: where to, headers to set and to remove, the route to be looked up again,
-    and the body that goes on in place of the one that Envoy holds (None: that one)."""
-    mutation = _destination(destination)
+    """The common of a request that goes on: where to (empty leaves that to others), headers to set and to remove, the
+    route to be looked up again, and the body that goes on in place of the one that Envoy holds (None: that one)."""
+    mutation = _destination(destination) if destination else b""
     if headers:
         mutation += _set_headers(headers)
     for name in removed:
         mutation += _field(b"\x12", name.encode())
+    if not mutation and body is None:
+        return b""
     common = _field(b"\x12", mutation)
     if body is not None:
         common += _field(b"\x1a", _field(b"\x0a", body))

@@ -21,8 +21,10 @@ _MARKED = (r.response_headers(_MARK),)
 class ResponsePhase:
     """What is known of one answer while it passes."""
 
-    def __init__(self, mode: BodyMode, rename: tuple[str, str] | None) -> None:
-        """``rename`` is (the engine's model name, the client's), None to leave names alone."""
+    def __init__(self, mode: BodyMode, rename: tuple[str, str] | None, marks: bool = True) -> None:
+        """``rename`` is (the engine's model name, the client's), None to leave names alone; ``marks``: a header says
+        that the answer passed here."""
+        self._marks = marks
         self.status = 0
         """HTTP status, 0 while unknown."""
         self.streaming = False
@@ -43,7 +45,9 @@ class ResponsePhase:
         self.streaming = headers.get("content-type", "").startswith("text/event-stream")
         self.ended = end
         self._has_length = "content-length" in headers
-        return (r.response_headers({**_MARK, **more}),) if more else _MARKED
+        if self._marks:
+            return (r.response_headers({**_MARK, **more}),) if more else _MARKED
+        return (r.response_headers(more),)
 
     def body(self, chunk: bytes, end: bool) -> Messages:
         """A piece of the body, or all of it."""
