@@ -28,10 +28,13 @@ from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
 from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
+from epp.flowcontrol import FlowController
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.queueing import flow_controller
 from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
@@ -83,6 +86,10 @@ def run(settings: Settings, cfg: EndpointPickerConfig) -> int:
     return 0
 
 
+LAST_WORDS = 0.2
+"""Seconds that it may take to tell clients that their requests have waited in vain."""
+
+
 class Worker(Protocol):
     """A part that works in the background."""
 
@@ -101,6 +108,8 @@ class Pool:
     router: Router
     models: ModelsReader | None
     """Asks the endpoints for their models, if anybody wants to know."""
+    flow_control: FlowController[Ticket] | None
+    """None when requests do not wait."""
 
 
 @dataclass
@@ -140,6 +149,7 @@ class _Running:
     work: Sequence[Worker]
     election: Election | None
     stop: asyncio.Event
+    queues: Sequence[FlowController[Ticket]]
 
 
 async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
@@ -152,10 +162,11 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         if client is not None:
             client.on_failure = recorder.watch_failed
         objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
-        pools = _pools(settings, cfg, client, objectives, recorder)
+        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
+        queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
-        service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
+        service = _service(cfg, _router(pools, recorder), recorder, watchdog)
         servers = _Servers(
             transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
@@ -167,7 +178,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         watchdog.start()
         try:
             await servers.start(settings)
-            await _run(_Running(settings, servers, health, work, election, stop))
+            await _run(_Running(settings, servers, health, work, election, stop, queues))
         finally:
             await servers.stop()
     finally:
@@ -178,6 +189,14 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
 
 def _synced(datastore: Datastore) -> Callable[[], bool]:
     return lambda: datastore.synced
+
+
+def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watchdog: Watchdog) -> StreamService:
+    """What the transport serves. Where requests wait, flow control itself says how long."""
+    if cfg.flow_control is None:
+        return StreamService(router, recorder, watchdog=watchdog)
+    evicting = cfg.flow_control.eviction is not None
+    return StreamService(router, recorder, decision_timeout=None, watchdog=watchdog, interruptible=evicting)
 
 
 def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
@@ -216,6 +235,8 @@ async def _drain(running: _Running) -> None:
     await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, second):
         task.cancel()
+    if sum(queue.close() for queue in running.queues):
+        await asyncio.sleep(LAST_WORDS)
     log.info("stopped")
 
 
@@ -255,6 +276,7 @@ def _pools(
     client: KubeClient | None,
     objectives: Objectives | None,
     recorder: Recorder,
+    watchdog: Watchdog,
 ) -> list[Pool]:
     """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
     file = _file(settings, cfg)
@@ -272,14 +294,14 @@ def _pools(
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         priority_of = partial(objectives.priority, name) if objectives else _no_priority
-        director = Director(scheduler, datastore, recorder, options, priority_of)
+        queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
+        director = Director(scheduler, datastore, recorder, options, priority_of, queue)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
         scraper = Scraper(datastore, scraping, recorder.scrape_failed)
-        pools.append(
-            Pool(name, datastore, source, scraper, router, ModelsReader(datastore, asking) if asking else None)
-        )
+        models = ModelsReader(datastore, asking) if asking else None
+        pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from epp.config.environment import with_environment
+from epp.config.environment import gates, with_environment
 from epp.config.errors import ConfigError
 from epp.config.loader import default, effective, load
 from epp.config.schema import EndpointPickerConfig, PluginSpec, ProfileSpec
@@ -16,6 +16,7 @@ __all__ = [
     "ProfileSpec",
     "default",
     "effective",
+    "gates",
     "load",
     "models_options",
     "scrape_options",

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from epp.observe.access import AccessGuard
+from epp.observe.flow import FlowRecorder, FlowView, Use
 from epp.observe.log import LogOptions, setup_logging
 from epp.observe.recorder import PoolRecorder, PoolView, Recorder, RequestRecord
 from epp.observe.server import MetricsTls, ObserveOptions, ObserveServer
 
 __all__ = [
     "AccessGuard",
+    "FlowRecorder",
+    "FlowView",
     "LogOptions",
     "MetricsTls",
     "ObserveOptions",
@@ -18,5 +21,6 @@ __all__ = [
     "PoolView",
     "Recorder",
     "RequestRecord",
+    "Use",
     "setup_logging",
 ]

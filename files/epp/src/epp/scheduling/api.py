@@ -112,6 +112,15 @@ class SchedulingRecorder(Protocol):
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries (block, endpoint) in a prefix index now."""
 
+    def program_waited(self, program: str, mean_ms: float, evenness: float) -> None:
+        """Mean wait of a program's requests, and Jain's fairness index over the mean waits of all programs."""
+
+    def program_served(self, program: str, tokens: float) -> None:
+        """Service that a program has attained, in weighted tokens, older ones counting less."""
+
+    def program_gone(self, program: str) -> None:
+        """A program has been forgotten."""
+
 
 class Context(Protocol):
     """What a plugin may use of the process it lives in; given to its constructor."""
