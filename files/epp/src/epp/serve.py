@@ -38,6 +38,7 @@ from epp.queueing import flow_controller
 from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
+from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.transport import (
     MESSAGE_SIZE,
     CertificateError,
@@ -119,6 +120,7 @@ class _Servers:
     transport: Transport
     health: HealthServer
     observe: ObserveServer
+    sync: StateSync | None
 
     async def start(self, settings: Settings) -> None:
         """Listen on all ports. Raises OSError for one that cannot be had."""
@@ -128,6 +130,8 @@ class _Servers:
             metrics = await self.observe.start()
         except OSError as error:
             raise OSError(f"cannot listen on --metrics-port={settings.metrics_port}: {error.strerror}") from None
+        if self.sync is not None:
+            log.info("replicas are told on %d, and found at %s", self.sync.start(), ", ".join(settings.statesync_peers))
         tls = "TLS" if settings.secure_serving else "plaintext"
         where = f"ext_proc on {grpc} ({tls}), health on {health}, metrics on {metrics}"
         log.info("epp %s serving: %s", __version__, where)
@@ -137,6 +141,8 @@ class _Servers:
         await self.transport.stop()
         await self.health.stop()
         await self.observe.stop()
+        if self.sync is not None:
+            self.sync.close()
 
 
 @dataclass
@@ -171,10 +177,10 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
+            sync=_sync(settings, pools),
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
-        if objectives is not None:
-            work.append(objectives)
+        work += [each for each in (objectives, servers.sync) if each is not None]
         watchdog.start()
         try:
             await servers.start(settings)
@@ -185,6 +191,15 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         watchdog.stop()
         if client is not None:
             await client.close()
+
+
+def _sync(settings: Settings, pools: Sequence[Pool]) -> StateSync | None:
+    """What exchanges state with the other replicas, if there are to be any."""
+    if not settings.statesync_peers:
+        return None
+    sender = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
+    ledger = Ledger(sender, {pool.name: pool.datastore for pool in pools})
+    return StateSync(ledger, PeersOptions(settings.statesync_port, settings.statesync_peers))
 
 
 def _synced(datastore: Datastore) -> Callable[[], bool]:

@@ -3,7 +3,8 @@
 
 Peers are found by name: each name (a headless Service, usually) is resolved every few seconds, and every address that
 it has is a peer, this process among them, which is ignored. What cannot be sent is dropped, never waited for. A peer
-that comes subscribes to its own name as well; that is how the others know that it is new, and they tell it all prefixes.
+that comes subscribes to its own name as well: that is how the others know that it is new, and they tell it what is
+cached.
 
 The socket is plain TCP and believes what it hears. It carries counts and hashes, no prompts; a NetworkPolicy should let
 only the replicas reach it.
