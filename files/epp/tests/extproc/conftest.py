@@ -132,6 +132,9 @@ class FakeScheduler:
     ) -> dict[str, str]:
         return {"x-served": served} if served == "10.9.9.9:8000" else {}
 
+    def report(self, request: InferenceRequest, usage: Usage | None) -> dict[str, dict[str, float]]:
+        return {"envoy.lb": {"cost": usage.prompt_tokens}} if usage and request.model == "reports" else {}
+
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         self.completed.append(usage)
 
@@ -162,7 +165,10 @@ class Rooms:
         self.datastore = Datastore()
         self.endpoints = [Endpoint(f"pod-{i}", "ns", f"pod-{i}", f"10.0.0.{i}", 8000) for i in (1, 2)]
         self.datastore.replace(self.endpoints)
-        self.director = Director(self.scheduler, self.datastore, self.recorder, options)
+        self.rewrites: dict[str, tuple[str, str]] = {}
+        self.director = Director(
+            self.scheduler, self.datastore, self.recorder, options, rewrite_of=lambda model: self.rewrites.get(model)
+        )
 
     @property
     def inflight(self) -> list[int]:

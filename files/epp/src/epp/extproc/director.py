@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, U
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
+
+Report = Mapping[str, Mapping[str, float]]
+"""Dynamic metadata by namespace and key."""
 
 IF_AVAILABLE = "if-available"
 """Preference of a client that wants its answer only from an endpoint which need not compute the whole prompt."""
@@ -46,6 +49,9 @@ class Scheduler(Protocol):
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended."""
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """What the gateway shall know of an answer that has ended."""
 
 
 class Hold(Protocol):
@@ -91,6 +97,9 @@ class Recorder(Protocol):
         self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
     ) -> RequestRecord:
         """A request has been parsed."""
+
+    def rewritten(self, name: str, model: str, target_model: str) -> None:
+        """A rule of the cluster has chosen the target model."""
 
     def rejected(self, code: str) -> None:
         """A request was refused before that."""
@@ -143,12 +152,14 @@ class Ticket:
         self.on_evict: Callable[[Rejection], None] | None = None
         """Tells the client so."""
 
-    def finish(self, response_bytes: int, usage: Usage | None) -> None:
-        """The answer has ended, well or cut off after its beginning."""
-        if self.open:
-            self.open = False
-            self.record.finished(response_bytes, usage)
-            self._owner.give_back(self, usage)
+    def finish(self, response_bytes: int, usage: Usage | None) -> Report:
+        """The answer has ended, well or cut off after its beginning. Returns what the gateway shall know of it."""
+        if not self.open:
+            return {}
+        self.open = False
+        self.record.finished(response_bytes, usage)
+        self._owner.give_back(self, usage)
+        return self._owner.report(self.request, usage)
 
     def fail(self, code: str) -> None:
         """There will be no answer worth the name; ``code`` says why."""
@@ -222,15 +233,17 @@ class Director:
         options: DirectorOptions | None = None,
         priority_of: Callable[[str], int] = lambda objective: 0,
         flow_control: FlowControl | None = None,
+        rewrite_of: Callable[[str], tuple[str, str] | None] = lambda model: None,
     ) -> None:
         """``priority_of`` maps the name of an objective (empty for none) to its priority; without ``flow_control`` no
-        request waits."""
+        request waits; ``rewrite_of`` maps a model to the name of the rule that rewrites it and its target."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
         self._priority_of = priority_of
         self._flow = flow_control
+        self._rewrite_of = rewrite_of
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
@@ -293,7 +306,7 @@ class Director:
             request_id=headers.get(m.REQUEST_ID) or str(uuid.UUID(int=random.getrandbits(128), version=4)),
             headers=headers,
             model=model,
-            target_model=m.first_header(headers, m.MODEL_REWRITE) or model,
+            target_model=self._target(model) or m.first_header(headers, m.MODEL_REWRITE) or model,
             prompt=parsed.prompt,
             stream=parsed.stream,
             size=len(need.body),
@@ -306,6 +319,14 @@ class Director:
             fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
             priority=self._priority_of(objective),
         )
+
+    def _target(self, model: str) -> str:
+        """What the cluster's rules make of a model; empty when there is none for it. They go before the client."""
+        rewrite = self._rewrite_of(model) if model else None
+        if rewrite is None:
+            return ""
+        self._recorder.rewritten(rewrite[0], model, rewrite[1])
+        return rewrite[1]
 
     def _route(self, need: NeedDecision, request: InferenceRequest) -> Route:
         route = Route("", model=request.model, target_model=request.target_model)
@@ -344,6 +365,10 @@ class Director:
     ) -> dict[str, str]:
         """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
         return self._scheduler.response_received(served, request, decision)
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """For tickets: what the gateway shall know of an answer that has ended."""
+        return self._scheduler.report(request, usage)
 
     def give_back(self, ticket: Ticket, usage: Usage | None) -> None:
         """For tickets: the request is over."""

@@ -18,7 +18,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 from google.protobuf.message import DecodeError
 
 from epp.extproc import messages as m
-from epp.extproc.director import Recorder, Ticket
+from epp.extproc.director import Recorder, Report, Ticket
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
@@ -125,7 +125,9 @@ class Exchange:
             return self._decide(out)
         if self._machine.response is not None:
             self._spent += time.perf_counter() - started
-            self._follow_response()
+            report = self._follow_response()
+            if report:
+                out = m.reported(out, report)
         return _written(out)
 
     def close(self, code: str) -> None:
@@ -199,21 +201,22 @@ class Exchange:
             self._ticket.served(served)
         return self._ticket.response_received(served)
 
-    def _follow_response(self) -> None:
-        """Take note of how far the answer is. Its endpoint is given back with its last byte."""
+    def _follow_response(self) -> Report:
+        """Take note of how far the answer is. Its endpoint is given back with its last byte; then the gateway may be
+        told something of it."""
         response, ticket = self._machine.response, self._ticket
         if response is None or ticket is None or not ticket.open:
-            return
+            return {}
         if response.size != self._size and response.status < 400:
             self._size = response.size
             ticket.record.piece(response.streaming)
         if not response.ended:
-            return
+            return {}
         self._service.processed(self._spent)
         if response.status >= 400:
             ticket.fail("ModelServerError")
-        else:
-            ticket.finish(response.size, response.tail.usage())
+            return {}
+        return ticket.finish(response.size, response.tail.usage())
 
 
 def _written(messages: Messages) -> Answers:

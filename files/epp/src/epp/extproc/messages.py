@@ -8,7 +8,7 @@ old ones (``x-gateway-*``), and the first that is present counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -209,6 +209,19 @@ def request_trailers() -> ProcessingResponse:
 def response_trailers() -> ProcessingResponse:
     """Answer to response trailers."""
     return ProcessingResponse(response_trailers=TrailersResponse())
+
+
+def reported(
+    messages: Iterable[ProcessingResponse], values: Mapping[str, Mapping[str, float]]
+) -> list[ProcessingResponse]:
+    """The same messages, the last of them with dynamic metadata: numbers by namespace and key."""
+    answers = list(messages)
+    if answers:
+        metadata = answers[-1].dynamic_metadata
+        for namespace, figures in values.items():
+            for key, number in figures.items():
+                metadata.fields[namespace].struct_value.fields[key].number_value = number
+    return answers
 
 
 def streamed(body: bytes, end: bool, of_request: bool) -> Iterator[ProcessingResponse]:
