@@ -198,15 +198,13 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
-            sync=_sync(settings, pools),
+            sync=_sync(settings, pools, recorder),
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
-<<<<<<< HEAD
-        work += [each for each in (objectives, servers.sync) if each is not None]
-=======
         if rules is not None:
             work += [rules.objectives, rules.rewrites]
->>>>>>> main
+        if servers.sync is not None:
+            work.append(servers.sync)
         watchdog.start()
         try:
             await servers.start(settings)
@@ -219,13 +217,13 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             await client.close()
 
 
-def _sync(settings: Settings, pools: Sequence[Pool]) -> StateSync | None:
+def _sync(settings: Settings, pools: Sequence[Pool], recorder: Recorder) -> StateSync | None:
     """What exchanges state with the other replicas, if there are to be any."""
     if not settings.statesync_peers:
         return None
     sender = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
     ledger = Ledger(sender, {pool.name: pool.datastore for pool in pools})
-    return StateSync(ledger, PeersOptions(settings.statesync_port, settings.statesync_peers))
+    return StateSync(ledger, PeersOptions(settings.statesync_port, settings.statesync_peers), recorder.peers)
 
 
 def _synced(datastore: Datastore) -> Callable[[], bool]:

@@ -39,7 +39,12 @@ class Replica:
         self.store.replace([Endpoint("e", "ns", "p", "10.0.0.1", 8000)])
         self.prefixes = Index()
         self.store.journal.teach("prefixes", self.prefixes)
-        self.sync = StateSync(Ledger(name, {"pool": self.store}), PeersOptions(0, names, "127.0.0.1"))
+        self.peers = 0
+        ledger = Ledger(name, {"pool": self.store})
+        self.sync = StateSync(ledger, PeersOptions(0, names, "127.0.0.1"), self.count)
+
+    def count(self, peers: int) -> None:
+        self.peers = peers
 
     @property
     def endpoint(self) -> Endpoint:
@@ -83,7 +88,7 @@ async def test_a_request_is_known_to_the_peer(first: tuple[Replica, int]) -> Non
     there.sync.start()
     async with running(there):
         hold = here.store.hold([Charge(here.endpoint, 9, 0)])
-        await until(lambda: there.endpoint.inflight == 1)
+        await until(lambda: there.endpoint.inflight == 1 and there.peers == 1)
         hold.release()
         await until(lambda: there.endpoint.inflight == 0)
 

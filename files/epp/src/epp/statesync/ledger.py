@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from epp.datalayer import Datastore
 from epp.model import Endpoint
@@ -44,7 +45,7 @@ class Ledger:
         self._pools = pools
         for pool, store in pools.items():
             store.journal.active = True
-            store.on_added(lambda endpoint, pool=pool: self._arrived(pool, endpoint))
+            store.on_added(partial(self._arrived, pool))
 
     def wake(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when there is something to say."""

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -54,9 +54,13 @@ class PeersOptions:
 class StateSync:
     """Exchanges news with peers until cancelled."""
 
-    def __init__(self, ledger: Ledger, options: PeersOptions) -> None:
+    def __init__(
+        self, ledger: Ledger, options: PeersOptions, report: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """``report`` is told again and again how many peers there are."""
         self._ledger = ledger
         self._options = options
+        self._report = report
         self._context = zmq.asyncio.Context()
         self._publisher = self._context.socket(zmq.XPUB)
         self._subscriber = self._context.socket(zmq.SUB)
@@ -79,7 +83,8 @@ class StateSync:
             self._publisher.bind(address)
         except zmq.ZMQError as error:
             raise OSError(f"cannot listen on --statesync-port={self._options.port}: {error}") from None
-        bound: bytes = self._publisher.getsockopt(zmq.LAST_ENDPOINT)
+        bound = self._publisher.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
         return int(bound.rstrip(b"\0").rpartition(b":")[2])
 
     async def run(self) -> None:
@@ -114,6 +119,7 @@ class StateSync:
                 self._publish(EVERYBODY, news)
             for name in self._ledger.expire(time.monotonic()):
                 log.info("the peer %s is silent, and no longer counted", name)
+            self._report(len(self._ledger.peers))
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _listen(self) -> None:
@@ -161,10 +167,8 @@ class StateSync:
         except OSError as error:
             self._warn(name, "the peers' name %s cannot be resolved: %s", host, error)
             return {each for each in self._connected if each.endswith(f":{port}")}
-        return {
-            f"tcp://[{where[0]}]:{where[1]}" if family == socket.AF_INET6 else f"tcp://{where[0]}:{where[1]}"
-            for family, _, _, _, where in found
-        }
+        hosts = {str(where[0]) for _, _, _, _, where in found}
+        return {f"tcp://[{each}]:{port}" if ":" in each else f"tcp://{each}:{port}" for each in hosts}
 
     def _publish(self, topic: bytes, news: News) -> None:
         # Never waits: what a peer does not read in time is dropped for it.
