@@ -46,6 +46,9 @@ class Endpoint:
     metrics: EndpointMetrics = field(default_factory=EndpointMetrics)
     inflight: int = 0
     """Requests that this EPP sent there and whose answers have not ended."""
+    inflight_tokens: int = 0
+    """Estimated tokens that those requests still cost it: prompts without what its prefix cache is believed to hold,
+    until they are computed; and, if an inflight-load-producer is configured so, answers."""
     unseen: int = 0
     """Requests sent there since the last reading of its metrics: the engine could not have counted them yet."""
     unseen_tokens: int = 0
@@ -76,6 +79,10 @@ class InferenceRequest:
     """Bytes of the body."""
     max_tokens: int = 0
     """Upper bound of output tokens that the client set; 0 when it set none."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, estimated or counted; 0 until somebody knows. The scheduler estimates what is left 0."""
+    output_tokens: int = 0
+    """Estimated tokens of the answer that count as load; 0 unless a producer says otherwise."""
     cache_salt: str = ""
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
     objective: str = ""
@@ -95,6 +102,16 @@ class Usage:
 
 
 @dataclass(slots=True)
+class Charge:
+    """What one request costs one endpoint, in estimated tokens, from the decision to the end of the answer."""
+
+    endpoint: Endpoint
+    prompt_tokens: int = 0
+    """Tokens of the prompt that it must compute: those that its prefix cache is not believed to hold."""
+    output_tokens: int = 0
+
+
+@dataclass(slots=True)
 class Decision:
     """Where a request goes: the first endpoint is meant, the others are fallbacks in order of preference."""
 
@@ -105,6 +122,18 @@ class Decision:
     """What each profile that ran has picked, the primary one included."""
     cached: bool = False
     """The first endpoint is believed to hold the beginning of the prompt in its prefix cache."""
+    charges: tuple[Charge, ...] = ()
+    """Who works on the request: the first endpoint, then those that help it (with the prefill, say)."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """More headers to set on the request; plugins add to them until it goes out. An empty one is removed: what is
+    written for the proxies behind this EPP must not come from clients."""
+    destination: str = ""
+    """What the gateway is told in place of the endpoints, where a proxy in between finds the endpoint itself."""
+
+    def __post_init__(self) -> None:
+        """Whoever says nothing of charges means the first endpoint."""
+        if not self.charges:
+            self.charges = (Charge(self.endpoints[0]),)
 
 
 class Rejection(Exception):

@@ -6,10 +6,12 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from epp.datalayer import Datastore, load
 from epp.datalayer.store import MAX_UNSEEN
-from epp.model import Endpoint, EndpointMetrics
+from epp.model import Charge, Endpoint, EndpointMetrics
 
 
 def endpoint(name: str = "a", address: str = "10.0.0.1", **labels: str) -> Endpoint:
@@ -103,3 +105,83 @@ def test_stale_is_what_comes_later_than_planned() -> None:
     assert load.stale(one, now, 0.2)
     one.metrics = EndpointMetrics(updated_at=999.0, interval=1.0)
     assert not load.stale(one, now, 0.2)
+
+
+def two() -> tuple[Datastore, Endpoint, Endpoint]:
+    store = Datastore()
+    store.replace([endpoint("a"), endpoint("b", "10.0.0.2")])
+    return (store, *store.endpoints())
+
+
+def load_of(*endpoints: Endpoint) -> list[tuple[int, int]]:
+    return [(each.inflight, each.inflight_tokens) for each in endpoints]
+
+
+def test_a_hold_counts_requests_and_tokens_until_it_is_released() -> None:
+    store, first, second = two()
+    hold = store.hold([Charge(first, 100, 20), Charge(second, 7)])
+    assert load_of(first, second) == [(1, 120), (1, 7)]
+    assert hold.endpoint is first
+    hold.release()
+    hold.release()
+    assert load_of(first, second) == [(0, 0), (0, 0)]
+    assert hold.endpoint is None
+
+
+@pytest.mark.parametrize(("streaming", "tokens"), [(True, 20), (False, 120)])
+def test_helpers_are_done_when_the_answer_begins_and_prompts_when_it_is_a_stream(streaming: bool, tokens: int) -> None:
+    store, first, second = two()
+    hold = store.hold([Charge(first, 100, 20), Charge(second, 7)])
+    hold.begun(streaming)
+    hold.begun(streaming)
+    assert load_of(first, second) == [(1, tokens), (0, 0)]
+    hold.release()
+    hold.begun(streaming)
+    assert load_of(first, second) == [(0, 0), (0, 0)]
+
+
+def test_a_hold_follows_the_request() -> None:
+    store, first, second = two()
+    hold = store.hold([Charge(first, 100, 20)])
+    for where in (second.hostport, second.hostport, "10.9.9.9:1"):
+        hold.moved(where)
+        assert load_of(first, second) == [(0, 0), (1, 120)]
+    store.replace([])
+    hold.release()
+    hold.moved(first.hostport)
+    assert load_of(first, second) == [(0, 0), (0, 0)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["hold", "begun", "moved", "release", "gone"]), st.integers(0, 9), st.integers(0, 3000)
+        ),
+        max_size=60,
+    )
+)
+def test_counts_return_to_zero_after_any_interleaving(events: list[tuple[str, int, int]]) -> None:
+    store = Datastore()
+    store.replace([endpoint(str(number), f"10.0.0.{number}") for number in range(4)])
+    everything = list(store.endpoints())
+    holds = []
+    for what, which, tokens in events:
+        if what == "hold":
+            charges = [Charge(everything[which % len(everything)], tokens, tokens // 3)]
+            charges += [Charge(everything[(which + 1) % len(everything)], tokens)] * (which % 3)
+            holds.append(store.hold(charges))
+        elif what == "gone":
+            store.replace([endpoint(str(number), f"10.0.0.{number}") for number in range(4) if number != which % 4])
+            everything += [each for each in store.endpoints() if each not in everything]
+        elif holds:
+            hold = holds[which % len(holds)]
+            if what == "begun":
+                hold.begun(tokens % 2 == 0)
+            elif what == "moved":
+                hold.moved(f"10.0.0.{tokens % 5}:8000")
+            else:
+                hold.release()
+        assert all(each.inflight >= 0 and each.inflight_tokens >= 0 for each in everything)
+    for hold in holds:
+        hold.release()
+    assert load_of(*everything) == [(0, 0)] * len(everything)

@@ -108,6 +108,10 @@ class FakeScheduler:
         self.prompts: list[bytes] = []
         self.completed: list[Usage | None] = []
         self.broken: Exception | None = None
+        self.headers: dict[str, str] = {}
+
+    def request_headers(self, request: InferenceRequest) -> None:
+        request.attributes["headers seen"] = True
 
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
         if self.broken:
@@ -117,13 +121,15 @@ class FakeScheduler:
             raise Rejection(503, "ServiceUnavailable", message, "rejected-no-endpoints")
         self.seen.append(request)
         self.prompts.append(request.prompt)
-        return Decision((candidates[-1],), {each.hostport: 0.5 for each in candidates})
+        return Decision((candidates[-1],), {each.hostport: 0.5 for each in candidates}, headers=dict(self.headers))
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         if request.model == "breaks-hooks":
             raise RuntimeError("a hook")
 
-    def response_received(self, served: str) -> dict[str, str]:
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> dict[str, str]:
         return {"x-served": served} if served == "10.9.9.9:8000" else {}
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:

@@ -158,3 +158,12 @@ def test_broken_plugins_hold_nothing(rooms: Any, where: str) -> None:
         rooms.director.decide(asked(b'{"model": "breaks-hooks"}' if where == "hook" else BODY))
     assert rooms.inflight == [0, 0]
     assert rooms.recorder.named("failed") == [("Internal",)]
+
+
+def test_headers_that_plugins_set_and_take_away(rooms: Any) -> None:
+    rooms.scheduler.headers = {"x-prefiller-host-port": "", "x-encoder-hosts-ports": "", "x-new": "1"}
+    ticket = rooms.director.decide(asked(x_prefiller_host_port="10.6.6.6:1"))
+    assert ticket.request.attributes["headers seen"]
+    assert ticket.route.headers["x-new"] == "1"
+    assert ticket.route.removed == ("x-prefiller-host-port",)
+    assert "x-encoder-hosts-ports" not in ticket.route.headers

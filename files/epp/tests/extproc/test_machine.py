@@ -66,6 +66,13 @@ class TestFullDuplex:
         assert metadata["x-gateway-destination-endpoint-scores"][HERE] == 0.5
         assert wire.streamed(out) == (BODY, [True])
 
+    def test_headers_that_are_taken_away(self, wire: Any) -> None:
+        machine = StreamMachine()
+        machine.feed(wire.headers())
+        need(machine.feed(wire.body(BODY)))
+        (first, _) = machine.routed(same(removed=("x-prefiller-host-port",)))
+        assert list(first.request_headers.response.header_mutation.remove_headers) == ["x-prefiller-host-port"]
+
     def test_a_length_is_never_set(self, wire: Any) -> None:
         machine = StreamMachine()
         machine.feed(wire.headers({":path": "/", "content-length": str(len(BODY))}))

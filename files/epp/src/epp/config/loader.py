@@ -264,7 +264,7 @@ class _Loading:
     def _ensure(self, plugin_type: str, parameters: Any = None) -> str:
         """The name of the first plugin of a type, added with defaults when there is none."""
         for spec in self._specs.values():
-            if spec.type == plugin_type:
+            if plugin_type == self._types[spec.type].TYPE:
                 return spec.name
         name = plugin_type
         while name in self._specs:
@@ -423,5 +423,7 @@ class _Loading:
     def _needed(self) -> None:
         """Add what plugins need of each other."""
         for spec in list(self._specs.values()):
-            for plugin_type in self._types[spec.type].needs(spec.parameters):
+            kind = self._types[spec.type]
+            for plugin_type in kind.needs(spec.parameters):
                 self._ensure(plugin_type)
+            self._warnings += [f"plugin {spec.name}: {warning}" for warning in kind.warnings(spec.parameters)]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from epp.model import Endpoint, EndpointMetrics
+from epp.datalayer.hold import Hold
+from epp.model import Charge, Endpoint, EndpointMetrics
 
 SEEN_AFTER = 0.02
 """Seconds that a request may need from the decision until the engine counts it (gateway, network, tokenizer)."""
@@ -88,17 +89,24 @@ class Datastore:
             for callback in self._added:
                 callback(endpoint)
 
-    def acquire(self, endpoint: Endpoint) -> None:
-        """A request goes to ``endpoint``: call it once, in the same turn of the event loop as the decision."""
+    def hold(self, charges: Sequence[Charge]) -> Hold:
+        """A request goes to the endpoints of ``charges``, the first of which answers: count it there until the hold
+        is released. Call it once, in the same turn of the event loop as the decision."""
+        return Hold(self, charges)
+
+    def acquire(self, endpoint: Endpoint, tokens: int = 0) -> None:
+        """Count a request, and the tokens that it costs; for holds."""
         endpoint.inflight += 1
+        endpoint.inflight_tokens += tokens
         for callback in self._busy:
             callback(endpoint)
 
-    def release(self, endpoint: Endpoint) -> None:
-        """The answer has ended, in whatever way: call it once per :meth:`acquire`, also for endpoints long gone."""
+    def release(self, endpoint: Endpoint, tokens: int = 0) -> None:
+        """The opposite, once per :meth:`acquire` and with its tokens, also for endpoints long gone; for holds."""
         if endpoint.inflight <= 0:
             raise RuntimeError(f"endpoint {endpoint.name} was released more often than acquired")
         endpoint.inflight -= 1
+        endpoint.inflight_tokens -= tokens
         sent = self._unseen.get(endpoint)
         if sent is not None and len(sent) > endpoint.inflight:
             # A request that has ended waits nowhere; which one it was matters little.
@@ -116,19 +124,9 @@ class Datastore:
         endpoint.unseen = len(sent)
         endpoint.unseen_tokens += tokens
 
-    def moved(self, old: Endpoint, hostport: str) -> Endpoint:
-        """A request that was acquired for ``old`` is served at ``hostport``: count it there. Returns who has it now.
-
-        A place that is not an endpoint of this pool leaves the count where it is.
-        """
-        if hostport == old.hostport:
-            return old
-        for endpoint in self._endpoints:
-            if endpoint.hostport == hostport:
-                self.release(old)
-                self.acquire(endpoint)
-                return endpoint
-        return old
+    def at(self, hostport: str) -> Endpoint | None:
+        """The endpoint of that name on the wire; None for a place that is not of this pool."""
+        return next((endpoint for endpoint in self._endpoints if endpoint.hostport == hostport), None)
 
     def observed(self, endpoint: Endpoint, metrics: EndpointMetrics, asked_at: float) -> None:
         """Take over a new reading, asked for at ``asked_at`` (monotonic seconds). For the scraper."""

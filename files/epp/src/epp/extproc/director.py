@@ -18,7 +18,7 @@ from typing import Protocol
 from epp.extproc import messages as m
 from epp.extproc.machine import NeedDecision, Route
 from epp.extproc.tracing import Tracing
-from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.requests import BodyError, ParsedBody, parse_body, parse_partial, replace_model
 
 log = logging.getLogger(__name__)
@@ -30,17 +30,35 @@ IF_AVAILABLE = "if-available"
 class Scheduler(Protocol):
     """Chooses endpoints; see ``epp.scheduling``."""
 
+    def request_headers(self, request: InferenceRequest) -> None:
+        """Let plugins complete the request by its headers."""
+
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
         """Choose among the candidates; raises Rejection."""
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The request goes out now."""
 
-    def response_received(self, served: str) -> dict[str, str]:
-        """The answer's headers are here; headers to set on it."""
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> dict[str, str]:
+        """The answer's headers are here, of a request that may be unknown; headers to set on it."""
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended."""
+
+
+class Hold(Protocol):
+    """A request in the in-flight counts; see ``epp.datalayer``."""
+
+    def begun(self, streaming: bool) -> None:
+        """The answer has begun."""
+
+    def moved(self, hostport: str) -> None:
+        """It is served at another place than was meant."""
+
+    def release(self) -> None:
+        """The request is over."""
 
 
 class Endpoints(Protocol):
@@ -49,14 +67,8 @@ class Endpoints(Protocol):
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Those that may serve now."""
 
-    def acquire(self, endpoint: Endpoint) -> None:
-        """A request goes there."""
-
-    def release(self, endpoint: Endpoint) -> None:
-        """Its answer has ended."""
-
-    def moved(self, old: Endpoint, hostport: str) -> Endpoint:
-        """It was sent to ``old`` and is served at ``hostport``; returns who has it now."""
+    def hold(self, charges: Sequence[Charge]) -> Hold:
+        """A request goes to these endpoints."""
 
 
 class RequestRecord(Protocol):
@@ -102,14 +114,14 @@ class Ticket:
         decision: Decision,
         route: Route,
         record: RequestRecord,
+        hold: Hold,
         owner: Director,
     ) -> None:
         self.request = request
         self.decision = decision
         self.route = route
         self.record = record
-        self.holder = decision.endpoints[0]
-        """The endpoint in whose in-flight count the request is."""
+        self.hold = hold
         self._owner = owner
         self.open = True
         """Neither has been called yet."""
@@ -130,12 +142,14 @@ class Ticket:
 
     def response_received(self, served: str) -> dict[str, str]:
         """The answer's headers are here; headers to set on it."""
-        return self._owner.response_received(served)
+        self.hold.begun(self.request.stream)
+        return self._owner.response_received(served, self.request, self.decision)
 
     def served(self, hostport: str) -> None:
         """The gateway says who answers: it may be one of the fallbacks."""
-        if self.open:
-            self._owner.moved(self, hostport)
+        # A proxy in front of the endpoints says nothing of who is behind it.
+        if self.open and not self.decision.destination:
+            self.hold.moved(hostport)
 
 
 @dataclass(frozen=True)
@@ -177,19 +191,25 @@ class Director:
             self._recorder.rejected("BadRequest")
             raise Rejection(400, "BadRequest", str(error)) from None
         request = self._request(need, parsed)
+        self._scheduler.request_headers(request)
         record = self._recorder.request(
             request.model, request.target_model, request.size, request.priority, request.fairness_id
         )
         try:
             route = self._route(need, request)
-            decision = self._choose(need, request)
+            decision, hold = self._choose(need, request)
         except Rejection as rejection:
             record.failed(rejection.code)
             raise
         except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
-        route.destination = ",".join(endpoint.hostport for endpoint in decision.endpoints)
+        route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
+        for key, value in decision.headers.items():
+            if value:
+                route.headers[key] = value
+            elif key in need.headers:
+                route.removed += (key,)
         if self._options.emit_scores:
             route.scores = decision.scores
         if log.isEnabledFor(logging.DEBUG):
@@ -197,7 +217,7 @@ class Director:
             log.debug("request %s for %s (%s), %d bytes: to %s", *names)
         request.prompt = b""  # as large as the body, and an answer may take minutes
         self._recorder.processing("request", time.perf_counter() - started)
-        return Ticket(request, decision, route, record, self)
+        return Ticket(request, decision, route, record, hold, self)
 
     def _request(self, need: NeedDecision, parsed: ParsedBody) -> InferenceRequest:
         headers = need.headers
@@ -231,17 +251,17 @@ class Director:
             route.body = replaced.body
         return route
 
-    def _choose(self, need: NeedDecision, request: InferenceRequest) -> Decision:
+    def _choose(self, need: NeedDecision, request: InferenceRequest) -> tuple[Decision, Hold]:
         decision = self._scheduler.schedule(request, self._candidates(need.subset))
         if not decision.cached and m.prefers(need.headers, IF_AVAILABLE):
             raise Rejection(412, "PreconditionFailed", "no endpoint holds the beginning of the prompt in its cache")
-        self._pool.acquire(decision.endpoints[0])
+        hold = self._pool.hold(decision.charges)
         try:
             self._scheduler.pre_request(request, decision)
         except BaseException:
-            self._pool.release(decision.endpoints[0])
+            hold.release()
             raise
-        return decision
+        return decision, hold
 
     def _candidates(self, subset: frozenset[str] | None) -> Sequence[Endpoint]:
         endpoints = self._pool.endpoints()
@@ -249,17 +269,15 @@ class Director:
             return endpoints
         return [endpoint for endpoint in endpoints if endpoint.hostport in subset or endpoint.address in subset]
 
-    def response_received(self, served: str) -> dict[str, str]:
+    def response_received(
+        self, served: str, request: InferenceRequest | None = None, decision: Decision | None = None
+    ) -> dict[str, str]:
         """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
-        return self._scheduler.response_received(served)
-
-    def moved(self, ticket: Ticket, hostport: str) -> None:
-        """For tickets: the request is served at ``hostport``."""
-        ticket.holder = self._pool.moved(ticket.holder, hostport)
+        return self._scheduler.response_received(served, request, decision)
 
     def give_back(self, ticket: Ticket, usage: Usage | None) -> None:
         """For tickets: the request is over."""
-        self._pool.release(ticket.holder)
+        ticket.hold.release()
         self._scheduler.response_complete(ticket.request, ticket.decision, usage)
 
 

@@ -63,6 +63,8 @@ class Route:
     """``ip:port``, several with commas."""
     headers: dict[str, str] = field(default_factory=dict)
     """More headers to set on the request."""
+    removed: tuple[str, ...] = ()
+    """Headers to take from the request."""
     scores: Mapping[str, float] = field(default_factory=dict)
     body: bytes | None = None
     """What goes on in place of the body; None for the body as it came."""
@@ -199,7 +201,11 @@ class StreamMachine:
         return self._need(proceed, body)
 
     def _on_headers(self, route: Route) -> Messages:
-        return (self._with_metadata(m.request_headers(m.routing(self._routing_headers(route))), route),)
+        return (
+            self._with_metadata(
+                m.request_headers(m.routing(self._routing_headers(route), removed=route.removed)), route
+            ),
+        )
 
     def _on_body(self, route: Route) -> Messages:
         self._body = b""
@@ -211,7 +217,7 @@ class StreamMachine:
         ):
             # The one mode in which Envoy lets us change the length, and insists that it fits the new body.
             headers["content-length"] = str(len(route.body))
-        return (self._with_metadata(m.request_body(m.routing(headers, route.body)), route),)
+        return (self._with_metadata(m.request_body(m.routing(headers, route.body, route.removed)), route),)
 
     def _full_duplex(self, route: Route) -> Iterator[ProcessingResponse]:
         return self._in_pieces(route, end=True)

@@ -8,7 +8,7 @@ old ones (``x-gateway-*``), and the first that is present counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -135,9 +135,12 @@ def body_mode(number: int) -> BodyMode:
         ) from None
 
 
-def routing(headers: Mapping[str, str], body: bytes | None = None) -> CommonResponse:
-    """The part of a reply that sends the request on: headers to set, the route to be looked up again, a new body."""
+def routing(headers: Mapping[str, str], body: bytes | None = None, removed: Sequence[str] = ()) -> CommonResponse:
+    """The part of a reply that sends the request on: headers to set and to remove, the route to be looked up again, a
+    new body."""
     common = CommonResponse(header_mutation=set_headers(headers), clear_route_cache=True)
+    if removed:
+        common.header_mutation.remove_headers.extend(removed)
     if body is not None:
         common.body_mutation.body = body
     return common

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from epp.model import Decision, InferenceRequest
 from epp.scheduling.api import ResponseHook
 
 HEADER = "x-conformance-test-served-endpoint"
@@ -21,6 +22,8 @@ class DestinationEndpointServedVerifier(ResponseHook):
 
     TYPE = "destination-endpoint-served-verifier"
 
-    def response_received(self, served: str) -> Mapping[str, str]:
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> Mapping[str, str]:
         """See the module."""
         return {HEADER: served or "fail: the gateway does not say which endpoint has served the request"}

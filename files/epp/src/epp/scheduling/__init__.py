@@ -7,14 +7,19 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 from __future__ import annotations
 
 from epp.scheduling.api import (
+    Admitter,
     Context,
+    Decider,
     Filter,
+    HeaderProcessor,
+    LatencyPrediction,
     Picker,
     Plugin,
     PrefixMatch,
     Producer,
     Profile,
     ProfileHandler,
+    Reporter,
     RequestHook,
     ResponseHook,
     SaturationDetector,
@@ -24,8 +29,12 @@ from epp.scheduling.api import (
 from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
+    "Admitter",
     "Context",
+    "Decider",
     "Filter",
+    "HeaderProcessor",
+    "LatencyPrediction",
     "Picker",
     "Plugin",
     "PluginError",
@@ -33,6 +42,7 @@ __all__ = [
     "Producer",
     "Profile",
     "ProfileHandler",
+    "Reporter",
     "RequestHook",
     "ResponseHook",
     "SaturationDetector",

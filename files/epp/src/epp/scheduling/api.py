@@ -32,15 +32,17 @@ def param(
     choices: Sequence[str] = (),
     plugin: type[Any] | None = None,
     duration: bool = False,
+    key: str = "",
     doc: str = "",
 ) -> Any:
     """Declare one parameter: its default and the values that make sense.
 
     ``above`` is an exclusive lower bound; ``plugin`` is the kind of plugin whose name is wanted; ``duration`` marks
-    seconds that are written as Go durations (``"200ms"``). A callable default makes a new value each time.
+    seconds that are written as Go durations (``"200ms"``); ``key`` is its name in the configuration where that is not
+    the field's in camelCase. A callable default makes a new value each time.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "choices": tuple(choices)}
-    metadata = {**bounds, "plugin": plugin, "duration": duration, "doc": doc}
+    metadata = {**bounds, "plugin": plugin, "duration": duration, "key": key, "doc": doc}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -61,6 +63,20 @@ class PrefixMatch:
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
+
+
+LATENCY_PREDICTION = "latency-prediction"
+"""Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`LatencyPrediction`."""
+
+
+@dataclass(slots=True)
+class LatencyPrediction:
+    """What one request is expected to wait on each endpoint, in milliseconds; an endpoint without one is absent."""
+
+    ttft: Mapping[Endpoint, float] = field(default_factory=dict)
+    """Until the first token."""
+    tpot: Mapping[Endpoint, float] = field(default_factory=dict)
+    """Per token after it."""
 
 
 class Endpoints(Protocol):
@@ -121,7 +137,11 @@ class Plugin(ABC):  # noqa: B024 - its kinds are the abstract ones
     """Anything that can stand in ``plugins:`` of an EndpointPickerConfig."""
 
     TYPE: ClassVar[str] = ""
+    ALIASES: ClassVar[tuple[str, ...]] = ()
+    """Other types under which configurations know it."""
     PARAMETERS: ClassVar[type[Any]] = NoParameters
+    LIMITS: ClassVar[str] = ""
+    """What the reference's plugin of this type does and this one does not; empty when there is nothing."""
 
     def __init__(self, name: str, parameters: Any, context: Context) -> None:
         self.name = name
@@ -129,6 +149,11 @@ class Plugin(ABC):  # noqa: B024 - its kinds are the abstract ones
     @classmethod
     def needs(cls, parameters: Any) -> tuple[str, ...]:
         """Plugin types that it cannot work without; those that nobody configured are added with their defaults."""
+        return ()
+
+    @classmethod
+    def warnings(cls, parameters: Any) -> tuple[str, ...]:
+        """What these parameters ask for in vain, one sentence each; logged at start."""
         return ()
 
 
@@ -156,12 +181,28 @@ class Picker(Plugin):
         """The chosen endpoints, the best first; ``endpoints`` is never empty."""
 
 
+class HeaderProcessor(Plugin):
+    """Looks at a request's headers before anything is decided, and before the request waits anywhere."""
+
+    @abstractmethod
+    def request_headers(self, request: InferenceRequest) -> None:
+        """Complete the request by what its headers say. An error here costs the information, not the request."""
+
+
 class Producer(Plugin):
     """Finds out something about a request before it is scheduled, and leaves it in ``request.attributes``."""
 
     @abstractmethod
     def produce(self, request: InferenceRequest, endpoints: list[Endpoint]) -> None:
         """Look at the request and its candidates. An error here costs the information, not the request."""
+
+
+class Admitter(Plugin):
+    """Turns requests away before they are scheduled, when producers have said what they know."""
+
+    @abstractmethod
+    def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
+        """Why the request is refused (with 429), in words for the client; empty to let it pass."""
 
 
 class RequestHook(Plugin):
@@ -178,17 +219,47 @@ class ResponseHook(Plugin):
     """Looks at the beginning of an answer."""
 
     @abstractmethod
-    def response_received(self, served: str) -> Mapping[str, str]:
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> Mapping[str, str]:
         """The answer's headers are here. ``served`` is the ``ip:port`` that the gateway says has served the request,
-        empty when it does not say. Returns headers to set on the answer."""
+        empty when it does not say; request and decision are None for a stream that began with the answer. Returns
+        headers to set on the answer."""
+
+
+class Reporter(Plugin):
+    """Tells the gateway something of an answer that has ended."""
+
+    @abstractmethod
+    def report(self, request: InferenceRequest, usage: Usage) -> Mapping[str, Mapping[str, float]]:
+        """Dynamic metadata by namespace and key; empty for nothing."""
+
+
+class Decider(Plugin):
+    """Decides whether another endpoint should do a part of a request's work."""
+
+    @abstractmethod
+    def disaggregate(self, request: InferenceRequest, endpoint: Endpoint) -> bool:
+        """Whether to split, given the ``endpoint`` that was chosen to answer."""
 
 
 class SaturationDetector(Plugin):
     """Says how full a pool is."""
 
+    LAG: ClassVar[float] = 0.5
+    """Seconds until it notices that a request has ended somewhere."""
+
     @abstractmethod
     def saturation(self, endpoints: Sequence[Endpoint]) -> float:
         """0.0 is idle, 1.0 and more is full."""
+
+    def pressure(self, endpoints: Sequence[Endpoint]) -> float:
+        """The same for flow control, which asks before each dispatch, and lets everything wait when it is full."""
+        return self.saturation(endpoints)
+
+    def stale(self, endpoints: Sequence[Endpoint]) -> int:
+        """How many endpoints it knows nothing recent of."""
+        return 0
 
 
 class DataSource(Plugin):
@@ -230,3 +301,6 @@ class ProfileHandler(Plugin):
     @abstractmethod
     def primary(self, request: InferenceRequest, results: Mapping[str, list[Endpoint] | None]) -> str:
         """The name of the profile whose pick is the destination."""
+
+    def process_results(self, request: InferenceRequest, decision: Decision) -> None:
+        """Complete the decision: headers, another destination, who is charged. Does nothing unless overridden."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from epp.model import Endpoint, InferenceRequest
@@ -17,12 +17,34 @@ ERROR_INTERVAL = 10.0
 """Seconds between two log lines about the same failing plugin."""
 
 
+class Scores(Mapping[str, float]):
+    """Endpoint (``hostport``) to weighted score. Few ever ask, so nothing is computed before."""
+
+    __slots__ = ("_endpoints", "_totals")
+
+    def __init__(self, endpoints: list[Endpoint], totals: list[float]) -> None:
+        self._endpoints = endpoints
+        self._totals = totals
+
+    def __getitem__(self, hostport: str) -> float:
+        for endpoint, total in zip(self._endpoints, self._totals, strict=True):
+            if endpoint.hostport == hostport:
+                return total
+        raise KeyError(hostport)
+
+    def __iter__(self) -> Iterator[str]:
+        return (endpoint.hostport for endpoint in self._endpoints)
+
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a profile came to: the picked endpoints and the weighted score of every endpoint that was rated."""
 
     picked: list[Endpoint]
-    scores: dict[str, float]
+    scores: Scores
 
 
 @dataclass
@@ -67,8 +89,7 @@ class ProfileRunner:
         totals = [0.0] * len(endpoints)
         for scorer, weight in self._scorers:
             self._score(scorer, weight, request, endpoints, totals)
-        scores = {endpoint.hostport: total for endpoint, total in zip(endpoints, totals, strict=True)}
-        return Outcome(self._pick(endpoints, totals), scores)
+        return Outcome(self._pick(endpoints, totals), Scores(endpoints, totals))
 
     def _filter(self, filter_: Filter, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
         started = time.perf_counter()

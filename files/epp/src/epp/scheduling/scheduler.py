@@ -8,17 +8,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.scheduling.api import (
     BYTES_PER_TOKEN,
     PREFIX_MATCH,
+    Admitter,
     Endpoints,
     Filter,
+    HeaderProcessor,
     Picker,
     Plugin,
     PrefixMatch,
     Producer,
     ProfileHandler,
+    Reporter,
     RequestHook,
     ResponseHook,
     SaturationDetector,
@@ -56,7 +59,10 @@ class Scheduler:
         assert isinstance(detector, SaturationDetector)
         self._handler, self._detector = handler, detector
         plugins = builder.built()
+        self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
+        self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
+        self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
         self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
@@ -75,6 +81,16 @@ class Scheduler:
         """
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
 
+    def request_headers(self, request: InferenceRequest) -> None:
+        """Let plugins complete a request by its headers; call it first, before the request waits anywhere."""
+        for processor in self._header_processors:
+            started = time.perf_counter()
+            try:
+                processor.request_headers(request)
+            except Exception:
+                self._failures.report(processor, "the request goes on without it")
+            self._recorder.plugin("RequestHeader", processor.TYPE, processor.name, time.perf_counter() - started)
+
     def admit(self, request: InferenceRequest) -> None:
         """Raise a Rejection (429) for a sheddable request (priority < 0) while the pool is saturated.
 
@@ -90,6 +106,8 @@ class Scheduler:
         Raises Rejection: 429 for shed requests and for filters that leave nothing, 503 for no candidates (pass an empty
         sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
         """
+        if not request.prompt_tokens:
+            request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
         self.admit(request)
         standing = _standing(candidates)
         if not standing:
@@ -106,8 +124,8 @@ class Scheduler:
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """Tell the plugins that the request goes out now; call it right after :meth:`schedule`, in the same turn."""
-        endpoint = decision.endpoints[0]
-        self._datastore.sent(endpoint, uncached_tokens(request, endpoint))
+        for charge in decision.charges:
+            self._datastore.sent(charge.endpoint, charge.prompt_tokens)
         for hook in self._hooks:
             started = time.perf_counter()
             try:
@@ -116,13 +134,18 @@ class Scheduler:
                 self._failures.report(hook, "the request goes out without it")
             self._recorder.plugin("PreRequest", hook.TYPE, hook.name, time.perf_counter() - started)
 
-    def response_received(self, served: str) -> dict[str, str]:
-        """The answer's headers are here, from ``served`` (``ip:port``, if known); headers to set on it."""
+    def response_received(
+        self, served: str, request: InferenceRequest | None = None, decision: Decision | None = None
+    ) -> dict[str, str]:
+        """The answer's headers are here, from ``served`` (``ip:port``, if known); headers to set on it.
+
+        Request and decision are None for a stream that began with the answer.
+        """
         headers: dict[str, str] = {}
         for hook in self._response_hooks:
             started = time.perf_counter()
             try:
-                headers.update(hook.response_received(served))
+                headers.update(hook.response_received(served, request, decision))
             except Exception:
                 self._failures.report(hook, "the answer goes on without it")
             self._recorder.plugin("ResponseReceived", hook.TYPE, hook.name, time.perf_counter() - started)
@@ -131,10 +154,26 @@ class Scheduler:
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
         for hook in self._hooks:
+            started = time.perf_counter()
             try:
                 hook.response_complete(request, decision, usage)
             except Exception:
                 self._failures.report(hook, "it does not learn of this answer")
+            self._recorder.plugin("ResponseComplete", hook.TYPE, hook.name, time.perf_counter() - started)
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> dict[str, dict[str, float]]:
+        """Dynamic metadata for the end of an answer, by namespace and key."""
+        metadata: dict[str, dict[str, float]] = {}
+        for reporter in self._reporters if usage is not None else ():
+            assert usage is not None
+            started = time.perf_counter()
+            try:
+                for namespace, values in reporter.report(request, usage).items():
+                    metadata.setdefault(namespace, {}).update(values)
+            except Exception:
+                self._failures.report(reporter, "nothing is reported of this answer")
+            self._recorder.plugin("ResponseBody", reporter.TYPE, reporter.name, time.perf_counter() - started)
+        return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
         for producer in self._producers:
@@ -144,23 +183,51 @@ class Scheduler:
             except Exception:
                 self._failures.report(producer, "the request is scheduled without it")
             self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
+        handler = self._handler
+        if self._admitters:
+            self._ask_admitters(request, candidates)
         outcomes: dict[str, Outcome | None] = {}
         picks: dict[str, list[Endpoint] | None] = {}
         for _ in range(MAX_ROUNDS):
-            chosen = self._handler.pick(request, self._profiles, picks)
+            started = time.perf_counter()
+            chosen = handler.pick(request, self._profiles, picks)
+            self._recorder.plugin("ProfilePicker", handler.TYPE, handler.name, time.perf_counter() - started)
             if not chosen:
                 break
             for profile in chosen:
                 outcome = self._profile(profile.name).run(request, candidates)
                 outcomes[profile.name] = outcome
                 picks[profile.name] = outcome.picked if outcome is not None else None
-        primary = self._handler.primary(request, picks)
+        primary = handler.primary(request, picks)
         best = outcomes.get(primary)
         if best is None:
             message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
         profiles = {name: tuple(picked) for name, picked in picks.items() if picked is not None}
-        return Decision(tuple(best.picked), best.scores, profiles, cached_prefix(request, best.picked[0]))
+        decision = Decision(
+            tuple(best.picked),
+            best.scores,
+            profiles,
+            cached_prefix(request, best.picked[0]),
+            _charges(request, primary, profiles),
+        )
+        handler.process_results(request, decision)
+        return decision
+
+    def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+        """Raise Rejection (429) if one refuses; one that fails lets the request pass."""
+        for admitter in self._admitters:
+            started = time.perf_counter()
+            try:
+                refusal = admitter.admit(request, candidates)
+            except Exception:
+                self._failures.report(admitter, "the request is admitted without it")
+                continue
+            finally:
+                self._recorder.plugin("Admitter", admitter.TYPE, admitter.name, time.perf_counter() - started)
+            if refusal:
+                message = f"request cannot be admitted: {refusal}"
+                raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
     def _profile(self, name: str) -> ProfileRunner:
         return next(profile for profile in self._profiles if profile.name == name)
@@ -175,13 +242,24 @@ def cached_prefix(request: InferenceRequest, endpoint: Endpoint) -> bool:
 
 
 def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
-    """Estimated prompt tokens that the endpoint must compute: all but those believed to be in its prefix cache."""
-    tokens = len(request.prompt) // BYTES_PER_TOKEN
+    """Prompt tokens that the endpoint must compute: all but those believed to be in its prefix cache."""
     cached = 0
     for key, value in request.attributes.items():
         if isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH):
             cached = max(cached, value.blocks.get(endpoint, 0) * value.block_tokens)
-    return max(0, tokens - cached)
+    return max(0, request.prompt_tokens - cached)
+
+
+def _charges(
+    request: InferenceRequest, primary: str, profiles: Mapping[str, tuple[Endpoint, ...]]
+) -> tuple[Charge, ...]:
+    """The destination with prompt and answer, then the first endpoint of every other profile with the prompt."""
+    first = profiles[primary][0]
+    charge = Charge(first, uncached_tokens(request, first), request.output_tokens)
+    if len(profiles) == 1:
+        return (charge,)
+    others = [picked[0] for name, picked in profiles.items() if name != primary]
+    return (charge, *(Charge(each, uncached_tokens(request, each)) for each in others))
 
 
 def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
@@ -253,7 +331,7 @@ class Builder:
     def of_type(self, plugin_type: str) -> Plugin:
         """The first configured plugin of that type; one with default parameters if none is configured."""
         for spec in self._specs.values():
-            if spec.type == plugin_type:
+            if plugin_type == self._registry[spec.type].TYPE:
                 return self.build(spec.name)
         if plugin_type not in self._plugins:
             cls = self._registry[plugin_type]

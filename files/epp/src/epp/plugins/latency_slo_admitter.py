@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""latency-slo-admitter: refuses sheddable requests (priority below 0) whose latency targets no endpoint can meet.
+
+Parameters: latencyPredictionInfoProducerName (empty: any producer).
+A request is refused when all of these hold: it names a target (``x-llm-d-slo-ttft-ms``, ``x-llm-d-slo-tpot-ms``, or
+their old names without ``llm-d-``); a producer has predicted its latency; no endpoint's prediction keeps the targets;
+no endpoint is idle (no running requests) or cold (less than 2 % of its KV cache used: predictions mean little there).
+Source: llm-d-router admitter of the same type; its refusals come as 500 there, and as 429 here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from epp.datalayer import load
+from epp.model import Endpoint, InferenceRequest
+from epp.scheduling.api import LATENCY_PREDICTION, Admitter, Context, LatencyPrediction, param
+
+TTFT = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+TPOT = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+COLD = 0.02
+
+
+@dataclass(frozen=True)
+class LatencySloAdmitterParameters:
+    """Parameters of latency-slo-admitter."""
+
+    latency_prediction_info_producer_name: str = param("", doc="whose predictions count; empty for anybody's")
+
+
+class LatencySloAdmitter(Admitter):
+    """What is bound to be late need not begin."""
+
+    TYPE = "latency-slo-admitter"
+    PARAMETERS = LatencySloAdmitterParameters
+
+    def __init__(self, name: str, parameters: LatencySloAdmitterParameters, context: Context) -> None:
+        super().__init__(name, parameters, context)
+        producer = parameters.latency_prediction_info_producer_name
+        self._key = f"{LATENCY_PREDICTION}/{producer}" if producer else LATENCY_PREDICTION
+
+    def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
+        """See the module."""
+        if request.priority >= 0:
+            return ""
+        ttft, tpot = target(request.headers, TTFT), target(request.headers, TPOT)
+        prediction = self._prediction(request)
+        if prediction is None or min(ttft, tpot) == math.inf:
+            return ""
+        known = [endpoint for endpoint in endpoints if endpoint in prediction.ttft or endpoint in prediction.tpot]
+        if not known or any(map(_has_room, endpoints)):
+            return ""
+        for endpoint in known:
+            if prediction.ttft.get(endpoint, 0.0) <= ttft and prediction.tpot.get(endpoint, 0.0) <= tpot:
+                return ""
+        return "no endpoint is expected to meet its latency targets, sheddable request dropped"
+
+    def _prediction(self, request: InferenceRequest) -> LatencyPrediction | None:
+        for key, value in request.attributes.items():
+            if isinstance(value, LatencyPrediction) and key.startswith(self._key):
+                return value
+        return None
+
+
+def target(headers: Mapping[str, str], names: tuple[str, ...]) -> float:
+    """Milliseconds from the first of these headers that is there; infinity for none, or one that is no such number."""
+    text = next((headers[name] for name in names if headers.get(name)), "")
+    try:
+        value = float(text)
+    except ValueError:
+        return math.inf
+    return value if value > 0 else math.inf
+
+
+def _has_room(endpoint: Endpoint) -> bool:
+    return load.running(endpoint) == 0 or load.kv_usage(endpoint) < COLD
