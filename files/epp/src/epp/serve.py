@@ -258,7 +258,8 @@ def _pools(
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         priority_of = partial(objectives.priority, name) if objectives else _no_priority
-        director = Director(scheduler, datastore, recorder, options, priority_of)
+        decided = partial(recorder.decisions.note, name)
+        director = Director(scheduler, datastore, recorder, options, priority_of, decided)
         pools.append(Pool(name, datastore, source, Scraper(datastore, scraping, recorder.scrape_failed), director))
     return pools
 

@@ -174,13 +174,16 @@ class Director:
         recorder: Recorder,
         options: DirectorOptions | None = None,
         priority_of: Callable[[str], int] = lambda objective: 0,
+        decided: Callable[[InferenceRequest, Decision | Rejection], None] | None = None,
     ) -> None:
-        """``priority_of`` maps the name of an objective (empty for none) to its priority."""
+        """``priority_of`` maps the name of an objective (empty for none) to its priority; ``decided`` takes note of
+        every outcome."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
         self._priority_of = priority_of
+        self._decided = decided or (lambda request, outcome: None)
 
     def decide(self, need: NeedDecision) -> Ticket:
         """Route one request. Raises Rejection; then nothing is held."""
@@ -200,10 +203,12 @@ class Director:
             decision, hold = self._choose(need, request)
         except Rejection as rejection:
             record.failed(rejection.code)
+            self._decided(request, rejection)
             raise
         except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
+        self._decided(request, decision)
         route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
         for key, value in decision.headers.items():
             if value:

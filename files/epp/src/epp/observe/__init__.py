@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from epp.observe.access import AccessGuard
+from epp.observe.decisions import DecisionLog
 from epp.observe.log import LogOptions, setup_logging
 from epp.observe.recorder import PoolRecorder, PoolView, Recorder, RequestRecord
 from epp.observe.server import MetricsTls, ObserveOptions, ObserveServer
 
 __all__ = [
     "AccessGuard",
+    "DecisionLog",
     "LogOptions",
     "MetricsTls",
     "ObserveOptions",

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import Metric
 
 from epp.model import Endpoint, Usage
+from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 
 MAX_VALUES = 256
@@ -124,6 +125,7 @@ class Recorder:
 
     def __init__(self, streams: bool = True) -> None:
         """``streams`` says whether streams are counted and timed (flag enable-grpc-stream-metrics)."""
+        self.decisions = DecisionLog()
         self._count_streams = streams
         self._figures = Figures()
         self._figures.leader.value().set(1.0)
