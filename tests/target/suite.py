@@ -15,7 +15,7 @@ from types import FrameType
 from target.cluster import ROOT, Target, TargetError
 
 WITHOUT_CLUSTER = ("lint", "unit", "envoy")
-WITH_CLUSTER = ("integration", "molecule")
+WITH_CLUSTER = ("integration", "platform", "molecule")
 
 
 class Interrupted(Exception):
