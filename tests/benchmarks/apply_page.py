@@ -18,8 +18,8 @@ Written by `make bench-apply` on {date}; run it to have the figures of your own 
 
 The same objects (ConfigMaps, Secrets, ServiceAccounts and Roles in turn, about 1 kB each), unchanged and with one of
 ten drifted, by the tools in turns. *Median s* is what the task itself takes, over *n* rounds with their fastest and
-slowest; */ apply_set* is how many times as long as `apply_set` that is; *command s* is the whole command, with the start
-of `ansible-playbook`. `kubectl` is `kubectl apply --server-side` of one file.
+slowest; */ apply_set* is how many times as long as `apply_set` that is; *command s* is the whole command, with the
+start of `ansible-playbook`. `kubectl` is `kubectl apply --server-side` of one file.
 
 ```
 {table}

@@ -110,6 +110,20 @@ class Ansible:
         book.write_text(yaml.safe_dump([play]))
         return self.run(book, variables=variables, fails=fails)
 
+    def module(self, name: str, options: Json, fails: bool = False) -> Json:
+        """What one of our modules returns on the cluster in use."""
+        answer = self._folder / "answer.json"
+        tasks: list[Json] = [
+            {f"inferops.cluster.{name}": options, "register": "result", "ignore_errors": fails},
+            {"ansible.builtin.copy": {"content": "{{ result | to_json }}", "dest": str(answer), "mode": "0600"}},
+        ]
+        book = self._folder / f"{name}.yml"
+        book.write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+        self.run(book)
+        found: Json = json.loads(answer.read_text())
+        assert bool(found.get("failed")) == fails, found
+        return found
+
 
 @pytest.fixture(scope="session")
 def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
