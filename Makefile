@@ -15,7 +15,7 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: help demo converge verify teardown test lint unit envoy integration platform chaos lifecycle molecule lab-up lab-down bench-latency bench-apply fuzz env lock clean
+.PHONY: help demo converge verify teardown test lint unit envoy integration platform chaos lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,8 +71,13 @@ lab-up: env ## A real single-node Kubernetes on this machine, with the images lo
 lab-down: env ## Stop it, and leave nothing behind
 	@python -m lab down
 
-bench-latency: env ## What the EPP adds to a request behind Envoy, at 1 and 32 streams
-	python -m benchmarks.epp_latency
+bench: env ## The EPP against the Go EPP: data path, scraping, scale; rewrites docs/performance.md (2 hours)
+	@python -m target up
+	@python -m target run python -m benchmarks $(ARGS)
+
+bench-quick: env ## Only the data path's bounds, in less than 5 minutes
+	@python -m target up
+	@python -m target run python -m benchmarks.datapath --quick --rounds 4 --seconds 1.5 $(ARGS)
 
 bench-apply: env ## apply_set against kubernetes.core.k8s and kubectl, in turns (the cluster in use)
 	@python -m target run python -m benchmarks.apply $(ARGS)

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.apply_chart import Bar, chart
 from benchmarks.apply_page import page
 from benchmarks.apply_tools import (
     APPLY_SET,
@@ -39,6 +38,7 @@ from benchmarks.apply_tools import (
     objects,
     path,
 )
+from benchmarks.chart import Bar, chart
 
 SMALL, MIDDLE, LARGE = 20, 200, 2000
 ROUNDS = {MIDDLE: 4, SMALL: 3, LARGE: 2}  # in the order of measuring

@@ -66,8 +66,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """User and system time so far."""
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.popen.pid)
 
     def memory_bytes(self) -> int:
         """Resident memory now."""
@@ -90,6 +89,18 @@ class Process:
             self.popen.kill()
             self.popen.wait()
         self.log.unlink(missing_ok=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """The most resident memory that a process has had."""
+    line = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2]
+    return int(line.split()[0]) * 1024
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -198,6 +209,13 @@ class EnvoyOptions:
 @contextlib.contextmanager
 def envoy(options: EnvoyOptions) -> Iterator[str]:
     """Envoy with one listener; yields its URL."""
+    with envoy_process(options) as (_, url):
+        yield url
+
+
+@contextlib.contextmanager
+def envoy_process(options: EnvoyOptions) -> Iterator[tuple[Process, str]]:
+    """Envoy with one listener; yields the process and its URL."""
     with tempfile.TemporaryDirectory(prefix="rig-envoy-") as folder:
         config = Path(folder) / "envoy.json"
         config.write_text(json.dumps(bootstrap(options)))
@@ -205,7 +223,7 @@ def envoy(options: EnvoyOptions) -> Iterator[str]:
         command = [str(envoy_binary()), "-c", str(config), "--admin-address-path", str(admin), "--disable-hot-restart"]
         process = Process("envoy", [*command, "--concurrency", "1", "-l", "warning"])
         try:
-            yield process.wait_for(lambda: _listener(admin))
+            yield process, process.wait_for(lambda: _listener(admin))
         finally:
             process.close()
 

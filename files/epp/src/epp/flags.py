@@ -32,6 +32,7 @@ _SIZE = re.compile(r"(\d+)(Ki|Mi|Gi|k|M|G)?")
 _SIZES = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
 SOURCES = ("--pool-name", "--endpoint-selector", "--endpoints-file")
 _CHOICES = {
+    "transport": ("h2", "grpcio"),
     "zap_encoder": ("", "json", "console"),
     "model_server_metrics_scheme": ("http", "https"),
     "zap_stacktrace_level": ("", "info", "error", "panic"),

@@ -27,6 +27,12 @@ class EndpointMetrics:
     max_lora: int = 0
     running_adapters: frozenset[str] = frozenset()
     waiting_adapters: frozenset[str] = frozenset()
+    custom: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics that the configuration asks for (customMetrics), by attribute key; only those on the page."""
+    reports_waiting: bool = True
+    """The engine has a metric of its queue; without one, what is in flight and does not run is taken to wait."""
+    reports_running: bool = True
+    """The engine has a metric of its batch; without one, what is in flight and does not wait is taken to run."""
     updated_at: float = 0.0
     interval: float = 0.0
     """Seconds until the reading after this one was due: what arrives later than that is late, not idle."""
@@ -55,6 +61,8 @@ class Endpoint:
     """Prompt tokens (estimated, without those in the prefix cache) of the unseen requests."""
     refused: bool = False
     """Its metrics could be read, and nobody listens there now: the process is gone, the watch has yet to say so."""
+    unmetered: bool = False
+    """It serves and has no metrics: the requests in flight stand in for them, and nothing of it is ever late."""
     hostport: str = ""
 
     def __post_init__(self) -> None:
@@ -83,6 +91,11 @@ class InferenceRequest:
     """Tokens of the prompt, estimated or counted; 0 until somebody knows. The scheduler estimates what is left 0."""
     output_tokens: int = 0
     """Estimated tokens of the answer that count as load; 0 unless a producer says otherwise."""
+    lead: int = 0
+    """Bytes at the beginning of ``prompt`` that are not the prompt itself but what engines render before it (tools, a
+    system prompt), as JSON values of their own."""
+    parts: int = 0
+    """Images, recordings and videos in the prompt."""
     cache_salt: str = ""
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
     objective: str = ""

@@ -31,12 +31,14 @@ from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamSer
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
 from epp.transport import (
     MESSAGE_SIZE,
     CertificateError,
     GrpcioTransport,
+    H2Transport,
     HealthServer,
     TlsSource,
     Transport,
@@ -44,6 +46,13 @@ from epp.transport import (
 )
 
 log = logging.getLogger("epp")
+
+
+TRANSPORTS: Mapping[str, Callable[[StreamService, TransportOptions], Transport]] = {
+    "h2": H2Transport,
+    "grpcio": GrpcioTransport,
+}
+"""What serves ext_proc, by the values of ``--transport``."""
 
 
 class StartError(Exception):
@@ -145,7 +154,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         election = _election(settings, cfg, client, health, recorder)
         service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
         servers = _Servers(
-            transport=GrpcioTransport(service, _transport_options(settings)),
+            transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
         )
@@ -248,7 +257,9 @@ def _pools(
     file = _file(settings, cfg)
     names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
     tracing = _tracing(settings)
-    options = DirectorOptions(not settings.disable_endpoint_subset_filter, settings.emit_endpoint_scores, tracing)
+    parsers = Parsers([cfg.plugin(name).type for name in cfg.parsers])
+    subset = not settings.disable_endpoint_subset_filter
+    options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
     scraping = config.scrape_options(cfg, given)
     pools = []
@@ -341,9 +352,8 @@ def _observe(
 ) -> ObserveServer:
     tls = None
     if settings.metrics_cert_dir:
-        minimum = ssl.TLSVersion.TLSv1_3 if settings.tls_min_version == ciphers.VERSION13 else ssl.TLSVersion.TLSv1_2
         suites = ciphers.openssl(settings.tls_cipher_suites)
-        tls = MetricsTls(settings.metrics_cert_dir, settings.metrics_client_ca_file, minimum, suites)
+        tls = MetricsTls(settings.metrics_cert_dir, settings.metrics_client_ca_file, _tls_min(settings), suites)
     guard = AccessGuard(client) if client is not None and settings.metrics_endpoint_auth else None
 
     def endpoints() -> Mapping[str, Sequence[Endpoint]]:
@@ -357,10 +367,16 @@ def _observe(
     return ObserveServer(recorder, endpoints, state, options)
 
 
+def _tls_min(settings: Settings) -> ssl.TLSVersion:
+    return ssl.TLSVersion.TLSv1_3 if settings.tls_min_version == ciphers.VERSION13 else ssl.TLSVersion.TLSv1_2
+
+
 def _transport_options(settings: Settings) -> TransportOptions:
     return TransportOptions(
         port=settings.grpc_port,
         tls=TlsSource(settings.cert_path, settings.enable_cert_reload) if settings.secure_serving else None,
+        tls_min=_tls_min(settings),
+        tls_ciphers=ciphers.openssl(settings.tls_cipher_suites),
         max_receive=settings.grpc_max_recv_msg_size or MESSAGE_SIZE,
         max_send=settings.grpc_max_send_msg_size or MESSAGE_SIZE,
         health_checking=settings.health_checking,

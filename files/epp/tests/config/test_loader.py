@@ -149,7 +149,10 @@ def test_no_sources_means_no_reading() -> None:
             HEAD + "plugins:\n- type: queue-scorr",
             "epp.yaml:4: plugins[0].type: unknown plugin type 'queue-scorr'; did you",
         ),
-        (HEAD + "plugins:\n- type: decode-filter", "the plugin type 'decode-filter' is not available in this version"),
+        (
+            HEAD + "plugins:\n- type: multicluster-queue-scorer",
+            "the plugin type 'multicluster-queue-scorer' is not available in this version",
+        ),
         (HEAD + "plugins:\n- type: custom-scorer\n  parameters: {custom-threshold: 64}", "unknown plugin type"),
         (
             HEAD + "plugins:\n- type: queue-scorer\n- type: queue-scorer",

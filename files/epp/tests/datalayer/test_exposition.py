@@ -145,7 +145,7 @@ def test_agrees_with_the_clients_own_writer(series: dict[str, float]) -> None:
             b'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max"} 77\n',
             (4, 6, 0.9, 64, 77),
         ),
-        ("triton", b"nv_inference_pending_request_count 8\nnv_inference_exec_count 3\n", (8, 3, 0.0, 0, 0)),
+        ("triton", b"nv_inference_pending_request_count 8\nnv_inference_exec_count 3\n", (8, 0, 0.0, 0, 0)),
     ],
 )
 def test_other_engines(engine: str, page: bytes, expected: tuple[float, ...]) -> None:

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from epp.datalayer import Datastore, ScrapeOptions, Scraper
+from epp.datalayer import Datastore, ScrapeOptions, Scraper, load
+from epp.datalayer.exposition import MetricSpec
 from epp.datalayer.http import GetClient, HttpError, Refused
+from epp.datalayer.mapping import CustomMetric, EngineMetrics, Mapper
 from epp.model import Endpoint
 
 PAGE = "vllm:num_requests_waiting 2\nvllm:num_requests_running 1\nvllm:kv_cache_usage_perc 0.5\n"
@@ -131,9 +133,9 @@ class Server:
         self.reads += 1
         return web.Response(text=self.page)
 
-    async def start(self, port: int = 0) -> int:
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> int:
         await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", port, reuse_address=True).start()
+        await web.TCPSite(self.runner, host, port, reuse_address=True).start()
         return int(self.runner.addresses[0][1])
 
 
@@ -144,12 +146,12 @@ async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> 
 
 
 @contextlib.asynccontextmanager
-async def scraping(port: int, options: ScrapeOptions) -> AsyncIterator[tuple[Datastore, list[str]]]:
+async def scraping(port: int, options: ScrapeOptions, **labels: str) -> AsyncIterator[tuple[Datastore, list[str]]]:
     store, errors = Datastore(), list[str]()
     scraper = Scraper(store, options, lambda endpoint, reason, _: errors.append(reason))
     task = asyncio.create_task(scraper.run())
     await asyncio.sleep(0)
-    store.replace([Endpoint("a", "", "a", "127.0.0.1", port)])
+    store.replace([Endpoint("a", "", "a", "127.0.0.1", port, labels=labels)])
     try:
         yield store, errors
     finally:
@@ -230,4 +232,96 @@ async def test_reading_can_be_off() -> None:
         await asyncio.sleep(0.05)
         assert server.reads == 0
         assert store.endpoints()[0].metrics.updated_at == 0.0
+    await server.runner.cleanup()
+
+
+class TestWithoutMetrics:
+    """Endpoints that serve, and have no page or nothing on it."""
+
+    @pytest.mark.parametrize("status", [404, 405, 410, 501])
+    async def test_no_such_page(self, status: int) -> None:
+        reply = b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status
+        async with raw_server([reply]) as (port, requests), scraping(port, ScrapeOptions(interval=0.01)) as (store, _):
+            (endpoint,) = store.endpoints()
+            await eventually(lambda: endpoint.unmetered)
+            await eventually(lambda: len(requests) > 2)  # asked again: the page may come
+            store.acquire(endpoint)
+            assert (load.waiting(endpoint), load.running(endpoint)) == (1, 1)
+            assert not load.stale(endpoint, time.monotonic() + 1000, 0.2)
+
+    async def test_a_page_with_nothing_on_it_until_there_is(self) -> None:
+        server = Server()
+        server.page = "other 1\n"
+        port = await server.start()
+        async with scraping(port, ScrapeOptions(interval=0.01, idle_interval=0.02)) as (store, errors):
+            (endpoint,) = store.endpoints()
+            await eventually(lambda: endpoint.unmetered and errors)
+            server.page = PAGE
+            await eventually(lambda: endpoint.metrics.updated_at)
+            assert not endpoint.unmetered
+        await server.runner.cleanup()
+
+    @pytest.mark.parametrize("options", [ScrapeOptions(enabled=False), ScrapeOptions()])
+    async def test_one_that_says_so_is_not_asked(self, options: ScrapeOptions) -> None:
+        labels = {"llm-d.ai/engine-type": "none"} if options.enabled else {}
+        async with raw_server([b""]) as (port, requests), scraping(port, options, **labels) as (store, errors):
+            (endpoint,) = store.endpoints()
+            await eventually(lambda: endpoint.unmetered)
+            await asyncio.sleep(0.05)
+            assert (requests, errors) == ([], [])
+
+    async def test_trouble_that_may_pass_is_no_lack_of_metrics(self) -> None:
+        reply = b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+        async with raw_server([reply]) as (port, _), scraping(port, ScrapeOptions(interval=0.01)) as (store, errors):
+            (endpoint,) = store.endpoints()
+            await eventually(lambda: len(errors) > 1)
+            assert not endpoint.unmetered
+            assert load.stale(endpoint, time.monotonic(), 0.2)
+
+
+async def test_the_second_place_of_an_engine() -> None:
+    """trtllm-serve has its metrics elsewhere, unless somebody put them where all others have them."""
+    page = b"trtllm_num_requests_waiting 4\ntrtllm_num_requests_running 1\n"
+    answers = [b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", answer(page)]
+    labels = {"llm-d.ai/engine-type": "trtllm-serve"}
+    async with (
+        raw_server(answers) as (port, requests),
+        scraping(port, ScrapeOptions(interval=0.01), **labels) as (store, _),
+    ):
+        (endpoint,) = store.endpoints()
+        await eventually(lambda: endpoint.metrics.waiting == 4)
+        await eventually(lambda: len(requests) > 3)
+    paths = [request.split()[1] for request in requests]
+    assert paths[0] == b"/prometheus/metrics"
+    assert set(paths[1:]) == {b"/metrics"}
+
+
+async def test_custom_metrics_that_are_not_there_are_told() -> None:
+    engine = EngineMetrics("vllm", waiting=MetricSpec("w"), custom=(CustomMetric("k", MetricSpec("c")),))
+    options = ScrapeOptions(interval=0.01, mapper=Mapper({"vllm": engine}))
+    server = Server()
+    server.page = "w 1\n"
+    port = await server.start()
+    async with scraping(port, options) as (store, errors):
+        (endpoint,) = store.endpoints()
+        await eventually(lambda: errors)
+        assert errors[0] == "the page has no metric for k"
+        assert endpoint.metrics.waiting == 1
+        server.page = "w 1\nc 2\n"
+        await eventually(lambda: endpoint.metrics.custom == {"k": 2.0})
+    await server.runner.cleanup()
+
+
+async def test_the_first_request_wakes_the_whole_pool() -> None:
+    server = Server()
+    server.page = PAGE.replace("waiting 2", "waiting 0").replace("running 1", "running 0")
+    port = await server.start(host="0.0.0.0")
+    async with scraping(port, ScrapeOptions(interval=0.01, idle_interval=60.0)) as (store, _):
+        store.replace([*store.endpoints(), Endpoint("b", "", "b", "127.0.0.2", port)])
+        one, other = store.endpoints()
+        await eventually(lambda: other.metrics.interval > 1.0)
+        seen = other.metrics.updated_at
+        store.acquire(one)
+        await eventually(lambda: other.metrics.updated_at > seen)
+        assert other.metrics.interval <= 0.8
     await server.runner.cleanup()

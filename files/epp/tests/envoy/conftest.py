@@ -83,6 +83,16 @@ def own_network(third: int) -> str:
     return f"127.{64 + os.getpid() % 128}.{third}.1"
 
 
+@pytest.fixture(scope="package", params=["h2", "grpcio"], autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every EPP of these tests serves with this transport."""
+    kind: str = request.param
+    start = rig.epp
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig, "epp", lambda *flags, **more: start(f"--transport={kind}", *flags, **more))
+        yield kind
+
+
 @pytest.fixture(scope="package")
 def mirror() -> Iterator[Mirror]:
     with Mirror(own_network(1), 3) as servers:
@@ -103,7 +113,7 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory, mirror: Mirror) -> Path:
 
 
 @pytest.fixture(scope="package")
-def epp(endpoints: Path) -> Iterator[rig.Epp]:
+def epp(transport: str, endpoints: Path) -> Iterator[rig.Epp]:
     """An EPP with TLS, in front of the mirrors, for the tests that leave it as it was."""
     with rig.epp(f"--endpoints-file={endpoints}") as running:
         yield running

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 
 from epp.extproc import Health, StreamService
 from epp.extproc.health import SERVICES, ServingStatus
@@ -23,10 +25,14 @@ def opened(rooms: Any) -> tuple[StreamService, Any]:
     return service, service.open()
 
 
+def read(answers: Iterable[bytes]) -> list[ProcessingResponse]:
+    return [ProcessingResponse.FromString(answer) for answer in answers]
+
+
 def send(exchange: Any, *messages: Any) -> list[Any]:
     out: list[Any] = []
     for message in messages:
-        out += exchange.receive(message)
+        out += read(exchange.receive(message.SerializeToString()))
     return out
 
 
@@ -112,8 +118,10 @@ def test_responses_without_a_request_are_nobodys(rooms: Any, wire: Any) -> None:
 
 def test_protocol_errors_reach_the_transport(rooms: Any, wire: Any) -> None:
     _, exchange = opened(rooms)
+    with pytest.raises(ProtocolError, match="not a ProcessingRequest"):
+        exchange.receive(b"\xff")
     with pytest.raises(ProtocolError):
-        exchange.receive(wire.body(b"x"))
+        exchange.receive(wire.body(b"x").SerializeToString())
 
 
 class LateRouter:
@@ -133,11 +141,11 @@ class LateRouter:
 async def late(rooms: Any, wire: Any, seconds: float = 60.0) -> tuple[LateRouter, Any, asyncio.Task[list[Any]]]:
     router = LateRouter(rooms)
     exchange = StreamService(router, rooms.recorder, seconds).open()
-    pending = exchange.receive(wire.headers(end=True))
+    pending = exchange.receive(wire.headers(end=True).SerializeToString())
     assert inspect.isawaitable(pending)
 
     async def answers() -> list[Any]:
-        return list(await pending)
+        return read(await pending)
 
     return router, exchange, asyncio.create_task(answers())
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 
 from epp.extproc import DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.extproc.health import SERVICES, ServingStatus
@@ -22,7 +23,8 @@ POOL = "x-gateway-inference-pool"
 
 
 def routed(exchange: Any, *messages: Any) -> list[Any]:
-    return [answer for message in messages for answer in exchange.receive(message)]
+    data = [answer for message in messages for answer in exchange.receive(message.SerializeToString())]
+    return [ProcessingResponse.FromString(answer) for answer in data]
 
 
 class TestPools:

@@ -18,9 +18,9 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     HttpHeaders,
     HttpTrailers,
     ProcessingRequest,
+    ProcessingResponse,
     ProtocolConfiguration,
 )
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,13 +110,14 @@ class Rooms:
         options = DirectorOptions(emit_scores=True, tracing=Tracing())
         self.service = StreamService(Director(scheduler, self.datastore, recorder, options), recorder)
 
-    def play(self, stream: list[ProcessingRequest]) -> None:
+    def play(self, stream: list[ProcessingRequest | bytes]) -> None:
         exchange = self.service.open([("x-gateway-inference-pool", "pool")])
         try:
             for message in stream:
                 if exchange.done:
                     break
-                answers = exchange.receive(message)
+                data = message if isinstance(message, bytes) else message.SerializeToString()
+                answers = exchange.receive(data)
                 assert not inspect.iscoroutine(answers), "decisions are made at once here"
                 check(answers)
         except ProtocolError:
@@ -128,8 +129,8 @@ class Rooms:
 
 
 def check(answers: Any) -> None:
-    for answer in answers:
-        assert len(answer.SerializeToString()) >= 0
+    for data in answers:
+        answer = ProcessingResponse.FromString(data)
         if answer.WhichOneof("response") in ("request_body", "response_body"):
             common = getattr(answer, answer.WhichOneof("response")).response
             assert len(common.body_mutation.streamed_response.body) <= 62_000
@@ -140,7 +141,7 @@ def test_any_order_of_messages(campaign: Any, one_round: Any) -> None:
 
     @one_round
     @given(st.lists(messages(), max_size=8))
-    def target(stream: list[ProcessingRequest]) -> None:
+    def target(stream: list[ProcessingRequest | bytes]) -> None:
         campaign.timed(lambda: rooms.play(stream))
 
     campaign.run(target)
@@ -175,16 +176,13 @@ def test_whole_exchanges_with_bytes_changed(campaign: Any, one_round: Any) -> No
         stream.append(ProcessingRequest(response_headers=HttpHeaders(headers=answer)))
         stream += [ProcessingRequest(response_body=HttpBody(body=part)) for part in reply]
         stream[-1].response_body.end_of_stream = True
-        changed = []
+        changed: list[ProcessingRequest | bytes] = []
         for number, message in enumerate(stream):
             data = bytearray(message.SerializeToString())
             for position, byte in changes:
                 if data and position % len(stream) == number:
                     data[position % len(data)] = byte
-            try:
-                changed.append(ProcessingRequest.FromString(bytes(data)))
-            except DecodeError:
-                continue
+            changed.append(bytes(data))
         campaign.timed(lambda: rooms.play(changed))
 
     campaign.run(target)

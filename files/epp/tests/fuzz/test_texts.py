@@ -21,20 +21,53 @@ from epp.datalayer.mapping import ENGINES, Mapper, NoMetrics
 from epp.flags import FlagError
 from epp.flags import parse as parse_flags
 from epp.model import EndpointMetrics
-from epp.requests import BodyError, ModelRenamer, UsageTail, parse_body, parse_partial, replace_model
+from epp.requests import BodyError, ModelRenamer, Parsers, UsageTail, replace_model
+from epp.requests.apis import APIS
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = ("model", "prompt", "messages", "input", "stream", "max_tokens", "usage", "instructions", "cache_salt", "x")
+KEYS = (
+    *("model", "prompt", "messages", "input", "stream", "max_tokens", "usage", "instructions", "cache_salt", "x"),
+    *("tools", "system", "token_ids", "sampling_params", "meta_info", "image_url", "input_audio", "source", "url"),
+)
 DOCUMENTS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=6)
 MODELS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5).flatmap(
     lambda rest: st.text(max_size=8).map(lambda model: {**rest, "model": model})
 )
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " :\t")])
-PATHS = st.sampled_from(["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/x", ""])
+PARSERS = Parsers(list(APIS))
+PATHS = st.sampled_from([*(api.end for apis in APIS.values() for api in apis), "/x", ""])
+KINDS = st.sampled_from(["application/json", "", "multipart/form-data; boundary=b", "application/grpc", "text/plain"])
+PARTS = st.lists(
+    st.sampled_from(
+        [
+            *(
+                '"image_url":"data:image/png;base64,iVBORw0KGgo',
+                '"source":{"media_type":"image/',
+                '"data":"',
+                "\\",
+                '"',
+            ),
+            *('"input_audio":{"data":"UklGRgAAAABXQVZFZm10IA', '"url":"data:', "}", "]", '"video_url":{'),
+        ]
+    ),
+    max_size=8,
+).map(lambda texts: ('{"model":"m","messages":[{' + "".join(texts) + "}]}").encode())
+FORMS = st.lists(
+    st.sampled_from(
+        [
+            *(b"--b", b"\r\n", b"--", b'Content-Disposition: form-data; name="model"', b"; filename=x", b"m", b"\0"),
+            b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n',
+        ]
+    ),
+    max_size=10,
+).map(b"".join)
+FRAMES = st.binary(max_size=40).flatmap(
+    lambda data: st.sampled_from([data, b"\0" + len(data).to_bytes(4, "big") + data])
+)
 
 
 def damaged(text: bytes) -> st.SearchStrategy[bytes]:
@@ -45,15 +78,19 @@ def damaged(text: bytes) -> st.SearchStrategy[bytes]:
 
 
 BODIES = st.one_of(
-    st.binary(max_size=100), DOCUMENTS.map(lambda document: json.dumps(document).encode()).flatmap(damaged)
+    st.binary(max_size=100),
+    PARTS.flatmap(lambda body: damaged(body)),
+    FORMS,
+    FRAMES,
+    DOCUMENTS.map(lambda document: json.dumps(document).encode()).flatmap(lambda body: damaged(body)),
 )
 
 
-def parse_anything(path: str, body: bytes) -> None:
-    for parse in (parse_body, parse_partial):
+def parse_anything(path: str, kind: str, body: bytes) -> None:
+    for truncated in (False, True):
         with contextlib.suppress(BodyError):
-            parse(path, "application/json", body)
-    replace_model(body, "other")
+            PARSERS.parse(path, kind, body, truncated=truncated)
+    replace_model(body, "other", kind)
     tail = UsageTail()
     tail.feed(body)
     tail.usage()
@@ -62,7 +99,7 @@ def parse_anything(path: str, body: bytes) -> None:
 def splice(document: dict[str, Any], separators: tuple[str, str], ascii_only: bool, cuts: list[int]) -> None:
     body = json.dumps(document, separators=separators, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     with contextlib.suppress(BodyError, UnicodeDecodeError):
-        parsed = parse_body("/v1/completions", "", body)
+        parsed = PARSERS.parse("/v1/completions", "", body)
         assert parsed.model == document["model"]
         replaced = replace_model(body, "other")
         assert replaced is not None
@@ -77,9 +114,9 @@ def splice(document: dict[str, Any], separators: tuple[str, str], ascii_only: bo
 
 def test_bodies(campaign: Any, one_round: Any) -> None:
     @one_round
-    @given(PATHS, BODIES)
-    def target(path: str, body: bytes) -> None:
-        campaign.timed(lambda: parse_anything(path, body))
+    @given(PATHS, KINDS, BODIES)
+    def target(path: str, kind: str, body: bytes) -> None:
+        campaign.timed(lambda: parse_anything(path, kind, body))
 
     campaign.run(target)
 

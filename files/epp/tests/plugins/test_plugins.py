@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import pytest
@@ -58,9 +58,9 @@ def ask(prompt: bytes = b"", **fields: Any) -> InferenceRequest:
 
 def test_registry_names_every_plugin_by_its_type() -> None:
     for name, cls in plugins.registry().items():
-        assert name == cls.TYPE
-        if name != "file-discovery":  # a file has no default
-            assert cls.PARAMETERS() == cls.PARAMETERS(), "all parameters have defaults"
+        assert name == cls.TYPE or name in cls.ALIASES
+        if all(each.default is not MISSING or each.default_factory is not MISSING for each in fields(cls.PARAMETERS)):
+            assert cls.PARAMETERS() == cls.PARAMETERS()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.model import Usage
-from epp.requests import BodyError, ModelRenamer, ParsedBody, UsageTail, parse_body, parse_partial, replace_model
+from epp.requests import BodyError, ModelRenamer, ParsedBody, Parsers, UsageTail, replace_model
 from epp.requests.scan import members
 
 JSON = "application/json"
@@ -20,6 +21,10 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
+
+
+parse_body = Parsers().parse
+parse_partial = functools.partial(parse_body, truncated=True)
 
 
 class TestParse:
@@ -187,7 +192,7 @@ class TestUsageTail:
         "usage",
         [
             b'{"input_tokens":5,"output_tokens":2,"input_tokens_details":{"cached_tokens":4}}',
-            b'{"input_tokens":5,"output_tokens":2,"cache_read_input_tokens":4}',
+            b'{"input_tokens":1,"output_tokens":2,"cache_read_input_tokens":4}',
         ],
     )
     def test_names_of_other_apis(self, usage: bytes) -> None:
@@ -207,6 +212,54 @@ class TestUsageTail:
         good = b'data: {"usage": {"prompt_tokens": 5}}\n\n'
         assert self.read(good, b'data: {"usage": {"prompt_tok') == Usage(5, 0, 0)
         assert self.read(good, b'data: {"usage": {"prompt_tokens": "many"}}') == Usage(5, 0, 0)
+
+    START = (
+        b'event: message_start\ndata: {"type":"message_start","message":{"id":"1","content":[],"usage":'
+        b'{"input_tokens":25,"cache_creation_input_tokens":3,"cache_read_input_tokens":7,"output_tokens":1}}}\n\n'
+    )
+    DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"abc"}}\n\n'
+    END = b'event: message_delta\ndata: {"type":"message_delta","delta":{},"usage":{"output_tokens":15}}\n\n'
+
+    @pytest.mark.parametrize("deltas", [1, 1000])
+    @pytest.mark.parametrize("size", [0, 200, 100_000])
+    def test_anthropic_says_the_input_first_and_the_output_last(self, deltas: int, size: int) -> None:
+        events = [self.START, *[self.DELTA] * deltas, self.END]
+        whole = b"".join(events)
+        pieces = [whole[at : at + size] for at in range(0, len(whole), size)] if size else events
+        assert self.read(*pieces) == Usage(35, 15, 7)
+
+    def test_anthropic_cut_off(self) -> None:
+        assert self.read(self.START, self.DELTA) == Usage(35, 1, 7)
+
+    def test_the_responses_api(self) -> None:
+        usage = b'{"input_tokens":36,"input_tokens_details":{"cached_tokens":32},"output_tokens":87,"total_tokens":123}'
+        events = [
+            b'event: response.created\ndata: {"type":"response.created","response":{"usage":null}}\n\n',
+            b'event: response.output_text.delta\ndata: {"delta":"x"}\n\n' * 500,
+            b'event: response.completed\ndata: {"response":{"output":["long"],"usage":' + usage + b',"user":null}}\n\n',
+        ]
+        assert self.read(*events) == Usage(36, 87, 32)
+
+    def test_sglang(self) -> None:
+        counts = b'{"finish_reason":null,"prompt_tokens":5,"completion_tokens":2,"cached_tokens":4}'
+        answer = b'{"text":"a","meta_info":' + counts + b"}"
+        assert self.read(answer) == Usage(5, 2, 4)
+        assert self.read(b"data: " + answer + b"\n\n", b"data: [DONE]\n\n") == Usage(5, 2, 4)
+
+    def test_a_usage_with_long_lists_behind_it(self) -> None:
+        usage = b'"usage":{"prompt_tokens":9,"completion_tokens":3},"prompt_token_ids":['
+        assert self.read(b"x" * 100_000 + usage, *[b"1," * 4000] * 20, b"1]}") == Usage(9, 3, 0)
+
+    def test_a_usage_in_every_piece(self) -> None:
+        event = b'data: {"usage":{"prompt_tokens":9,"completion_tokens":%d}}\n\n'
+        pieces = [event % number for number in range(2000)]
+        assert self.read(*pieces, *[b"data: [DONE]\n\n"] * 2000) == Usage(9, 1999, 0)
+
+    def test_the_word_alone_is_kept_for_nothing(self) -> None:
+        assert self.read(b'{"usage": null}', b"x" * 40_000, b"y" * 40_000) is None
+
+    def test_inside_of_grpc(self) -> None:
+        assert self.read(b'\0\0\0\0\x40\x12{"usage":{"prompt_tokens":9}}\x1a') == Usage(9, 0, 0)
 
     def test_memory_is_bounded(self) -> None:
         tail = UsageTail()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The grpcio transport over real sockets, with a service behind it that only echoes."""
+"""Both transports over real sockets, with a service behind them that only echoes; the client is grpcio's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse
 
 from epp.extproc import ProtocolError
-from epp.transport import CertificateError, GrpcioTransport, HealthServer, TlsSource, TransportOptions
+from epp.transport import (
+    CertificateError,
+    GrpcioTransport,
+    H2Transport,
+    HealthServer,
+    TlsSource,
+    Transport,
+    TransportOptions,
+)
 from epp.transport.api import METHOD
 from epp.transport.tls import self_signed
 
@@ -43,9 +51,8 @@ class EchoExchange:
         self._service = service
         self.done = False
 
-    def receive(
-        self, message: ProcessingRequest
-    ) -> Iterable[ProcessingResponse] | Awaitable[Iterable[ProcessingResponse]]:
+    def receive(self, data: bytes) -> Iterable[bytes] | Awaitable[Iterable[bytes]]:
+        message = ProcessingRequest.FromString(data)
         match message.WhichOneof("request"):
             case "request_headers":
                 self.done = True
@@ -61,28 +68,34 @@ class EchoExchange:
     def close(self, code: str) -> None:
         self._service.closed.append(code)
 
-    def _echo(self, body: bytes) -> Iterator[ProcessingResponse]:
+    def _echo(self, body: bytes) -> Iterator[bytes]:
         for piece in (body, body.upper()):
             answer = BodyResponse()
             answer.response.body_mutation.body = piece
-            yield ProcessingResponse(request_body=answer)
+            yield ProcessingResponse(request_body=answer).SerializeToString()
 
-    async def _later(self) -> Iterable[ProcessingResponse]:
+    async def _later(self) -> Iterable[bytes]:
         await self._service.hang.wait()
         return self._echo(b"late")
 
 
-Start = Callable[..., Awaitable[tuple[GrpcioTransport, EchoService, Any]]]
+Start = Callable[..., Awaitable[tuple[Transport, EchoService, Any]]]
+KINDS = {"grpcio": GrpcioTransport, "h2": H2Transport}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
+async def start(kind: str) -> AsyncIterator[Start]:
     """Starts a transport; gives it, its service, and a client's call on one channel."""
     running: list[Any] = []
 
-    async def begin(**options: Any) -> tuple[GrpcioTransport, EchoService, Any]:
+    async def begin(**options: Any) -> tuple[Transport, EchoService, Any]:
         service = EchoService()
-        transport = GrpcioTransport(service, TransportOptions(host="127.0.0.1", port=0, **options))
+        transport = KINDS[kind](service, TransportOptions(host="127.0.0.1", port=0, **options))
         port = await transport.start()
         if options.get("tls"):
             pair = options["tls"].current()
@@ -192,15 +205,18 @@ async def test_message_sizes_are_bounded(start: Start) -> None:
     assert await stream.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_taken_port_is_said(start: Start) -> None:
+async def test_a_taken_port_is_said(start: Start, kind: str) -> None:
     _, _, call = await start()
-    second = GrpcioTransport(EchoService(), TransportOptions(host="127.0.0.1", port=call.port))
+    second = KINDS[kind](EchoService(), TransportOptions(host="127.0.0.1", port=call.port))
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{call.port}.*is the port taken"):
         await second.start()
 
 
-async def test_drain_waits_for_streams_and_serves_new_ones(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epp.transport.grpcio.QUIET_SECONDS", 0.1)
+async def test_drain_waits_for_streams_and_serves_new_ones(
+    start: Start, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = {"grpcio": "epp.transport.grpcio", "h2": "epp.transport.h2.server"}[kind]
+    monkeypatch.setattr(f"{module}.QUIET_SECONDS", 0.1)
     transport, _, call = await start()
     old = call()
     await old.write(body(b"old"))

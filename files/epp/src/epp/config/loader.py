@@ -66,6 +66,9 @@ NO_FLOW_CONTROL = (
     "the feature gate flowControl is on, but this version of the EPP does not queue requests: all are sent on at once, "
     "but for sheddable ones (priority below 0), which are refused while the pool is saturated"
 )
+DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
+"""What understands requests when requestHandler does not say; the last one takes what the others do not know."""
+
 LATER = "is not available in this version of the EPP; remove it"
 
 
@@ -418,7 +421,7 @@ class _Loading:
                 )
             line = self._root.value["parser"].line
             names.append(self._of_kind(raw.parser.plugin_ref, Parser, "parser.pluginRef", line))
-        return tuple(names) or (self._ensure("openai-parser"),)
+        return tuple(names) or tuple(self._ensure(each) for each in DEFAULT_PARSERS)
 
     def _needed(self) -> None:
         """Add what plugins need of each other."""

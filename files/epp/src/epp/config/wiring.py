@@ -10,10 +10,11 @@ from typing import Any
 from epp.config.errors import ConfigError
 from epp.config.schema import EndpointPickerConfig
 from epp.datalayer.exposition import MetricSpec
-from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, EngineMetrics, Mapper
+from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, CustomMetric, EngineMetrics, Mapper
 from epp.datalayer.scrape import ScrapeOptions
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
 from epp.plugins.metrics_data_source import MetricsDataSourceParameters
+from epp.plugins.model_server_protocol_metrics import ModelServerProtocolMetricsParameters
 
 METRIC_FLAGS = {
     "total-queued-requests-metric": "waiting",
@@ -23,6 +24,15 @@ METRIC_FLAGS = {
     "cache-info-metric": "cache_info",
 }
 """Flags that name a metric of the default engine, and which one."""
+
+PROTOCOL_METRICS = {
+    "total-queued-requests-metric": "queued_requests_spec",
+    "total-running-requests-metric": "running_requests_spec",
+    "kv-cache-usage-percentage-metric": "kv_usage_spec",
+    "lora-info-metric": "lora_spec",
+    "cache-info-metric": "cache_info_spec",
+}
+"""The parameters of v1.3's extractor say what these flags say."""
 
 OPTION_FLAGS = {
     "refresh-metrics-interval": "interval",
@@ -61,6 +71,9 @@ def scrape_options(
         found = cfg.plugin(name).parameters
         if isinstance(found, CoreMetricsExtractorParameters):
             extractor = found
+        elif isinstance(found, ModelServerProtocolMetricsParameters):
+            specs = {flag: getattr(found, field) for flag, field in PROTOCOL_METRICS.items() if getattr(found, field)}
+            flags = {**flags, **specs}
     return ScrapeOptions(
         ca_cert_path=parameters.ca_cert_path,
         client_cert_path=parameters.client_cert_path,
@@ -90,7 +103,8 @@ def _mapper(
             raise ConfigError(f"--{flag}", 0, "", str(error)) from error
         changed: dict[str, Any] = {field: spec}
         engines[default] = replace(engines[default], **changed)
-    labels = (extractor.engine_label_key,) if extractor.engine_label_key else ENGINE_LABELS
+    key = extractor.engine_label_key
+    labels = (key,) if key and key != ENGINE_LABELS[0] else ENGINE_LABELS
     return Mapper(engines, default, labels)
 
 
@@ -109,4 +123,9 @@ def _engine(config: EngineConfig) -> EngineMetrics:
         num_blocks_label=config.cache_num_blocks_label_name,
         block_size=spec(config.cache_block_size_spec),
         num_blocks=spec(config.cache_num_blocks_spec),
+        custom=tuple(
+            CustomMetric(each.attribute_key, MetricSpec.parse(each.metric_spec), each.optional)
+            for each in config.custom_metrics
+        ),
+        places=ENGINES[config.name].places if config.name in ENGINES else EngineMetrics("").places,
     )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from typing import cast
+from functools import lru_cache
+from typing import NamedTuple, cast
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 32 * 1024 * 1024
@@ -25,17 +26,26 @@ class Refused(HttpError):
     """Nobody listens there, or there is no such place any more."""
 
 
+class NoPage(HttpError):
+    """A server answers there, and says that it has no such page."""
+
+
+_NO_PAGE = (b"404", b"405", b"410", b"501")
+
+
 _GONE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
 
 class GetClient(asyncio.Protocol):
     """One connection to one server, one request at a time, reconnecting as needed."""
 
-    def __init__(self, host: str, port: int, path: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, path: str, tls: ssl.SSLContext | None = None, accept: str = "text/plain"
+    ) -> None:
         name = f"[{host}]" if ":" in host else host
         self._host, self._port, self._tls = host, port, tls
         self._request = (
-            f"GET {path} HTTP/1.1\r\nHost: {name}:{port}\r\nUser-Agent: epp\r\nAccept: text/plain\r\n\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {name}:{port}\r\nUser-Agent: epp\r\nAccept: {accept}\r\n\r\n"
         ).encode()
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[bytes] | None = None
@@ -124,70 +134,95 @@ class _Closed(Exception):
     """The connection ended before an answer did."""
 
 
-class _Parser:
-    """One HTTP/1.1 response."""
+class _Head(NamedTuple):
+    """What a response's head says of its body."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._body = bytearray()
-        self._head_done = False
-        self._length = -1
-        self._chunked = False
-        self.close = False
+    length: int
+    """Bytes; -1 when it does not say."""
+    chunked: bool
+    close: bool
+    """The connection ends with the body."""
 
-    def feed(self, data: bytes) -> bytes | None:
-        """Take bytes; the body once it is complete."""
-        self._buffer += data
-        if len(self._buffer) + len(self._body) > MAX_BODY:
-            raise HttpError(f"the answer is longer than {MAX_BODY} bytes")
-        if not self._head_done and not self._head():
-            return None
-        if self._chunked:
-            return self._chunks()
-        if 0 <= self._length <= len(self._buffer):
-            return bytes(self._buffer[: self._length])
-        return None
 
-    def end(self) -> bytes | None:
-        """The connection has ended; the body if that completes it."""
-        if self._head_done and not self._chunked and self._length < 0:
-            return bytes(self._buffer)
-        return None
+@lru_cache(maxsize=256)
+def _head(data: bytes) -> _Head:
+    """The head of a response, without its empty line. Raises HttpError.
 
-    def _head(self) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > MAX_HEAD:
-                raise HttpError("the answer is not HTTP")
-            return False
-        status, *lines = bytes(self._buffer[:end]).split(b"\r\n")
-        del self._buffer[: end + 4]
-        self._head_done = True
-        words = status.split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
-            raise HttpError("the answer is not HTTP")
-        if words[1] != b"200":
-            raise HttpError(f"status {words[1].decode('latin-1')}")
-        self.close = words[0] == b"HTTP/1.0"
-        for line in lines:
-            self._header(line)
-        return True
-
-    def _header(self, line: bytes) -> None:
+    Kept: answers of one server differ in the date, which changes once a second, and seldom in the length.
+    """
+    status, *lines = data.split(b"\r\n")
+    words = status.split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
+        raise HttpError("the answer is not HTTP")
+    if words[1] != b"200":
+        kind = NoPage if words[1] in _NO_PAGE else HttpError
+        raise kind(f"status {words[1].decode('latin-1')}")
+    length, chunked, close = -1, False, words[0] == b"HTTP/1.0"
+    for line in lines:
         name, _, value = line.partition(b":")
         name, value = name.strip().lower(), value.strip().lower()
         if name == b"content-length":
             if not value.isdigit():
                 raise HttpError("the answer has a bad Content-Length")
-            self._length = int(value)
+            length = int(value)
         elif name == b"transfer-encoding" and value != b"identity":
             if value != b"chunked":
                 raise HttpError(f"the answer has the unknown encoding {value.decode('latin-1')}")
-            self._chunked = True
+            chunked = True
         elif name == b"connection" and value == b"close":
-            self.close = True
+            close = True
         elif name == b"content-encoding" and value != b"identity":
             raise HttpError(f"the answer is compressed ({value.decode('latin-1')}) though nobody asked for it")
+    return _Head(length, chunked, close)
+
+
+class _Parser:
+    """One HTTP/1.1 response."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._head: _Head | None = None
+        self._buffer = bytearray()
+        self._body = bytearray()
+
+    @property
+    def close(self) -> bool:
+        """The connection ends with the body."""
+        return self._head is not None and self._head.close
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes; the body once it is complete."""
+        if self._head is None:
+            if self._parts:
+                data = b"".join((*self._parts, data))
+                self._parts.clear()
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > MAX_HEAD:
+                    raise HttpError("the answer is not HTTP")
+                self._parts.append(data)
+                return None
+            self._head = _head(data[:end])
+            data = data[end + 4 :]
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            raise HttpError(f"the answer is longer than {MAX_BODY} bytes")
+        if self._head.chunked:
+            self._buffer += data
+            return self._chunks()
+        self._parts.append(data)
+        if 0 <= self._head.length <= self._size:
+            return self._whole()[: self._head.length]
+        return None
+
+    def end(self) -> bytes | None:
+        """The connection has ended; the body if that completes it."""
+        head = self._head
+        return self._whole() if head is not None and not head.chunked and head.length < 0 else None
+
+    def _whole(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def _chunks(self) -> bytes | None:
         while True:

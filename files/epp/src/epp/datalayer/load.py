@@ -9,7 +9,8 @@ reading plus the requests sent since then, which the engine could not have count
 * its KV cache will hold the uncached prompt tokens of it: ``kv_usage`` grows by their blocks.
 
 Nothing is added once a reading has seen the requests, so on quiet endpoints these are exactly the readings. For an
-endpoint that was never read (no metrics), the requests in flight stand in for both queue and batch.
+endpoint that was never read (no metrics), the requests in flight stand in for both queue and batch; where an engine has
+a metric of only one of them, the requests in flight that are not in that one stand in for the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def waiting(endpoint: Endpoint) -> int:
     metrics = endpoint.metrics
     if metrics.updated_at == 0.0:
         return endpoint.inflight
+    if not metrics.reports_waiting:
+        return max(0, endpoint.inflight - metrics.running)
     return metrics.waiting + endpoint.unseen if metrics.waiting > 0 else 0
 
 
@@ -30,6 +33,8 @@ def running(endpoint: Endpoint) -> int:
     metrics = endpoint.metrics
     if metrics.updated_at == 0.0:
         return endpoint.inflight
+    if not metrics.reports_running:
+        return max(0, endpoint.inflight - metrics.waiting)
     return metrics.running if metrics.waiting > 0 else metrics.running + endpoint.unseen
 
 
@@ -45,7 +50,10 @@ def kv_usage(endpoint: Endpoint) -> float:
 def stale(endpoint: Endpoint, now: float, threshold: float) -> bool:
     """Whether the last reading is more than ``threshold`` seconds overdue at ``now`` (monotonic seconds).
 
-    The scraper reads idle endpoints seldom on purpose; only what comes later than planned is stale.
+    The scraper reads idle endpoints seldom on purpose; only what comes later than planned is stale. An endpoint that
+    has no metrics at all never is.
     """
     metrics = endpoint.metrics
+    if endpoint.unmetered:
+        return False
     return metrics.updated_at == 0.0 or now - metrics.updated_at > threshold + metrics.interval

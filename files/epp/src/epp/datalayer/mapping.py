@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from epp.datalayer.exposition import MetricSpec, samples
+from epp.datalayer.exposition import MetricSpec, PageReader
 from epp.model import EndpointMetrics
 
 
@@ -15,10 +15,30 @@ class NoMetrics(Exception):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an engine shows its metrics unless somebody says otherwise; port 0 is the endpoint's own."""
+
+    path: str = "/metrics"
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class CustomMetric:
+    """One more figure to take: the first series that ``spec`` matches."""
+
+    key: str
+    """Under which it stands in ``EndpointMetrics.custom``."""
+    spec: MetricSpec
+    optional: bool = False
+    """Nobody is told when it is not on the page."""
+
+
+@dataclass(frozen=True)
 class EngineMetrics:
     """Names of one engine's metrics; None where the engine has no such metric.
 
     The size of the KV cache is either in labels of an info metric (``cache_info``) or in two gauges of its own.
+    An engine with none of the metrics is not read at all: the requests in flight stand in.
     """
 
     name: str
@@ -31,10 +51,22 @@ class EngineMetrics:
     num_blocks_label: str = "num_gpu_blocks"
     block_size: MetricSpec | None = None
     num_blocks: MetricSpec | None = None
+    custom: tuple[CustomMetric, ...] = ()
+    places: tuple[Place, ...] = (Place(),)
+    """Tried in turn until one of them has the metrics."""
+
+    def load(self) -> tuple[MetricSpec, ...]:
+        """The metrics of which a page must have one."""
+        return tuple(spec for spec in (self.waiting, self.running, self.kv_usage) if spec is not None)
+
+    def is_read(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self.load() or self.custom)
 
 
 _TRITON_BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
 _TRITON_REQUESTS = "nv_trt_llm_request_metrics"
+_TRITON_PLACES = (Place(), Place(port=8002))
 
 ENGINES: Mapping[str, EngineMetrics] = {
     engine.name: engine
@@ -63,6 +95,8 @@ ENGINES: Mapping[str, EngineMetrics] = {
             kv_usage=MetricSpec("trtllm_kv_cache_utilization"),
             block_size=MetricSpec("trtllm_kv_cache_tokens_per_block"),
             num_blocks=MetricSpec("trtllm_kv_cache_max_blocks"),
+            # Its /metrics is JSON of another kind.
+            places=(Place("/prometheus/metrics"), Place()),
         ),
         EngineMetrics(
             "triton-tensorrt-llm",
@@ -71,15 +105,26 @@ ENGINES: Mapping[str, EngineMetrics] = {
             kv_usage=MetricSpec(_TRITON_BLOCKS, {"kv_cache_block_type": "fraction"}),
             block_size=MetricSpec(_TRITON_BLOCKS, {"kv_cache_block_type": "tokens_per"}),
             num_blocks=MetricSpec(_TRITON_BLOCKS, {"kv_cache_block_type": "max"}),
+            places=_TRITON_PLACES,
         ),
         EngineMetrics(
             "triton",
             waiting=MetricSpec("nv_inference_pending_request_count"),
-            running=MetricSpec("nv_inference_exec_count"),
+            # The reference takes nv_inference_exec_count for running requests. It counts all that ever ran, so that
+            # the endpoint that has served longest would look the busiest for ever.
+            places=_TRITON_PLACES,
         ),
+        EngineMetrics(
+            "llamacpp",
+            waiting=MetricSpec("llamacpp:requests_deferred"),
+            running=MetricSpec("llamacpp:requests_processing"),
+            # Servers of 2025 and later have lost it.
+            kv_usage=MetricSpec("llamacpp:kv_cache_usage_ratio"),
+        ),
+        EngineMetrics("none"),
     )
 }
-"""Engines known without configuration, by the value of the pod's engine label."""
+"""Engines known without configuration, by the value of the pod's engine label; ``none`` has no metrics."""
 
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 """Pod labels that name the engine; the first that is there counts."""
@@ -95,53 +140,68 @@ class Mapper:
 
     def engine(self, labels: Mapping[str, str]) -> EngineMetrics:
         """The engine of a pod with these labels; the default engine for a name that is not known."""
-        for key in self.labels:
-            name = labels.get(key)
-            if name:
-                return self.engines.get(name, self.engines[self.default])
-        return self.engines[self.default]
+        return self.engines.get(self.named(labels), self.engines[self.default])
 
-    def read(self, page: bytes, labels: Mapping[str, str], old: EndpointMetrics) -> EndpointMetrics:
+    def named(self, labels: Mapping[str, str]) -> str:
+        """The engine that the labels name, known or not; empty when they name none."""
+        return next((name for key in self.labels if (name := labels.get(key))), "")
+
+    def read(
+        self, page: bytes, labels: Mapping[str, str], old: EndpointMetrics, reader: PageReader | None = None
+    ) -> EndpointMetrics:
         """A new reading; what the page does not say stays as it was. ``updated_at`` is the caller's to set.
 
-        Raises NoMetrics when the page has neither waiting nor running requests nor KV-cache usage.
+        ``reader`` has been turned to the page; without one the page is read on its own. Raises NoMetrics when the page
+        has none of the engine's load metrics.
         """
+        if reader is None:
+            reader = PageReader()
+            reader.turn(page, 0.0)
         engine = self.engine(labels)
-        waiting, running = _total(page, engine.waiting), _total(page, engine.running)
-        kv_usage = _mean(page, engine.kv_usage)
-        if waiting is None and running is None and kv_usage is None:
-            specs = [spec.name for spec in (engine.waiting, engine.running, engine.kv_usage) if spec is not None]
-            raise NoMetrics(f"the page has none of {engine.name}'s metrics ({', '.join(specs)})")
+        waiting, running = _total(reader, engine.waiting), _total(reader, engine.running)
+        kv_usage = _mean(reader, engine.kv_usage)
+        if waiting is None and running is None and kv_usage is None and engine.load():
+            names = ", ".join(spec.name for spec in engine.load())
+            raise NoMetrics(f"the page has none of {engine.name}'s metrics ({names})")
         new = replace(old)
         new.waiting = old.waiting if waiting is None else max(0, int(waiting))
         new.running = old.running if running is None else max(0, int(running))
         new.kv_cache_usage = old.kv_cache_usage if kv_usage is None else min(1.0, max(0.0, kv_usage))
-        _read_cache(page, engine, new)
-        _read_lora(page, engine, new)
+        new.reports_waiting = engine.waiting is not None
+        new.reports_running = engine.running is not None
+        _read_cache(reader, engine, new)
+        _read_lora(reader, engine, new)
+        if engine.custom:
+            new.custom = _custom(reader, engine.custom)
         return new
 
 
-def _total(page: bytes, spec: MetricSpec | None) -> float | None:
+def _total(reader: PageReader, spec: MetricSpec | None) -> float | None:
     """Sum over a metric's series: a data-parallel server has one per engine."""
-    values = [sample.value for sample in samples(page, spec)] if spec is not None else []
+    values = [sample.value for sample in reader.samples(spec)] if spec is not None else []
     return sum(values) if values else None
 
 
-def _mean(page: bytes, spec: MetricSpec | None) -> float | None:
-    values = [sample.value for sample in samples(page, spec)] if spec is not None else []
+def _mean(reader: PageReader, spec: MetricSpec | None) -> float | None:
+    values = [sample.value for sample in reader.samples(spec)] if spec is not None else []
     return sum(values) / len(values) if values else None
 
 
-def _read_cache(page: bytes, engine: EngineMetrics, new: EndpointMetrics) -> None:
+def _custom(reader: PageReader, wanted: tuple[CustomMetric, ...]) -> dict[str, float]:
+    found = ((metric.key, reader.samples(metric.spec)) for metric in wanted)
+    return {key: series[0].value for key, series in found if series}
+
+
+def _read_cache(reader: PageReader, engine: EngineMetrics, new: EndpointMetrics) -> None:
     """Block size (tokens) and number of blocks; several engines behind one endpoint add up their blocks."""
     if engine.cache_info is not None:
-        infos = [sample.labels() for sample in samples(page, engine.cache_info)]
+        infos = [sample.labels() for sample in reader.samples(engine.cache_info)]
         sizes = [_count(info.get(engine.block_size_label, "")) for info in infos]
         blocks = [_count(info.get(engine.num_blocks_label, "")) for info in infos]
         new.block_size = next((size for size in sizes if size), new.block_size)
         new.num_blocks = sum(blocks) or new.num_blocks
         return
-    size, count = _mean(page, engine.block_size), _total(page, engine.num_blocks)
+    size, count = _mean(reader, engine.block_size), _total(reader, engine.num_blocks)
     new.block_size = int(size) if size and size > 0 else new.block_size
     new.num_blocks = int(count) if count and count > 0 else new.num_blocks
 
@@ -151,11 +211,11 @@ def _count(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 16 else 0
 
 
-def _read_lora(page: bytes, engine: EngineMetrics, new: EndpointMetrics) -> None:
+def _read_lora(reader: PageReader, engine: EngineMetrics, new: EndpointMetrics) -> None:
     """Adapters from the newest info series: vLLM leaves old ones standing, their value is their time."""
     if engine.lora is None:
         return
-    newest = max(samples(page, engine.lora), key=lambda sample: sample.value, default=None)
+    newest = max(reader.samples(engine.lora), key=lambda sample: sample.value, default=None)
     if newest is None:
         return
     labels = newest.labels()

@@ -1,5 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads every endpoint's metrics, often while there is traffic and seldom while there is none."""
+"""Reads every endpoint's metrics, often while there is traffic and seldom while there is none.
+
+How often an endpoint is read:
+
+* it has requests, its own metrics say so, or it had some a moment ago: every ``interval``
+  (``--refresh-metrics-interval``, 50 ms); if there are so many of them that this would be more than READS_BUSY a
+  second, that many, and at least every FRESH seconds. What is sent between two readings is known to the picker all the
+  same (``load``);
+* it is idle in a pool that has traffic: every FRESH seconds;
+* the pool is idle: every ``idle_interval`` (1 s), or at READS_IDLE a second, and at least every LONGEST seconds. The
+  first request wakes all.
+
+An endpoint that has no metrics (its engine's label says so, or its server has no such page) is no worse for it: the
+requests in flight stand in, and it counts neither as late nor as dead.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +25,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from epp.datalayer.http import GetClient, HttpError, Refused
-from epp.datalayer.mapping import Mapper, NoMetrics
+from epp.datalayer.exposition import PageReader
+from epp.datalayer.http import GetClient, HttpError, NoPage, Refused
+from epp.datalayer.mapping import Mapper, NoMetrics, Place
 from epp.datalayer.store import Datastore
-from epp.model import Endpoint
+from epp.model import Endpoint, EndpointMetrics
 
 log = logging.getLogger(__name__)
 
 QUIET_AFTER = 2.0
-"""Seconds without a request, with nothing queued or running, after which an endpoint counts as idle."""
+"""Seconds without a request, with nothing queued or running, after which an endpoint (or a pool) counts as idle."""
+
+FRESH = 0.8
+"""Seconds between two readings of an endpoint that is idle itself in a pool that has traffic: with the time that a
+reading takes, no decision under load sees a metric that is older than a second."""
+
+READS_BUSY = 500.0
+READS_IDLE = 100.0
+"""Readings a second of all busy, and of all idle endpoints of a pool together. More endpoints are read less often each:
+busy ones at least every FRESH, idle ones at least every LONGEST seconds."""
+
+LONGEST = 5.0
 
 REFUSED_INTERVAL = 0.25
 """Seconds between two readings of an endpoint where nobody listens: it gets no request until somebody does."""
@@ -32,12 +58,13 @@ class ScrapeOptions:
     interval: float = 0.05
     """Between two readings of an endpoint that has traffic (flag refresh-metrics-interval)."""
     idle_interval: float = 1.0
-    """Between two readings of an endpoint that has had none for a while."""
+    """Between two readings of an endpoint in a pool that has had none for a while."""
     timeout: float = 1.0
     scheme: str = "http"
-    path: str = "/metrics"
-    port: int = 0
-    """0 is the endpoint's own."""
+    path: str = ""
+    """Empty is the engine's own."""
+    port: int | None = None
+    """0 is the endpoint's own, None the engine's."""
     insecure_skip_verify: bool = True
     ca_cert_path: str = ""
     client_cert_path: str = ""
@@ -45,6 +72,12 @@ class ScrapeOptions:
     enabled: bool = True
     """False reads nothing: in-flight load stands in for metrics."""
     mapper: Mapper = field(default_factory=Mapper)
+
+    def places(self, endpoint: Endpoint) -> list[Place]:
+        """Where to look for the metrics of an endpoint, first guess first."""
+        places = self.mapper.engine(endpoint.labels).places
+        own = [Place(self.path or place.path, self.port if self.port is not None else place.port) for place in places]
+        return list(dict.fromkeys(own))
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS context for scheme https. Raises OSError for files that cannot be used."""
@@ -69,10 +102,11 @@ class Scraper:
         on_error: Callable[[Endpoint, str, bool], None] | None = None,
     ) -> None:
         """``on_error`` is told of each reading that failed: the reason, and whether there was a page (of no use)."""
-        self._datastore = datastore
-        self._options = options
+        self.datastore = datastore
+        self.options = options
+        self.tls = options.tls()
+        self.pace = Pace(options)
         self._on_error = on_error
-        self._tls = options.tls()
         self._readers: dict[Endpoint, _Reader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = False
@@ -82,9 +116,9 @@ class Scraper:
 
     async def run(self) -> None:
         """Read until cancelled."""
-        self._running = self._options.enabled
+        self._running = True
         try:
-            for endpoint in self._datastore.endpoints():
+            for endpoint in self.datastore.endpoints():
                 self._add(endpoint)
             await asyncio.get_running_loop().create_future()
         finally:
@@ -92,11 +126,31 @@ class Scraper:
             for endpoint in list(self._readers):
                 self._remove(endpoint)
 
+    def failed(self, endpoint: Endpoint, reason: str, extraction: bool) -> None:
+        """A reading failed; for readers."""
+        if self._on_error is not None:
+            self._on_error(endpoint, reason, extraction)
+
     def _add(self, endpoint: Endpoint) -> None:
         if not self._running or endpoint in self._readers:
             return
-        reader = _Reader(self._datastore, endpoint, self._options, self._tls, self._on_error)
+        mapper = self.options.mapper
+        if not self.options.enabled or not mapper.engine(endpoint.labels).is_read():
+            endpoint.unmetered = True
+            return
+        if (name := mapper.named(endpoint.labels)) and name not in mapper.engines:
+            known = ", ".join(sorted(mapper.engines))
+            log.warning(
+                "%s is labelled with the unknown engine %r and read as %s; known are %s; see engineConfigs of "
+                "core-metrics-extractor",
+                endpoint.name,
+                name,
+                mapper.default,
+                known,
+            )
+        reader = _Reader(self, endpoint)
         self._readers[endpoint] = reader
+        self.pace.endpoints = len(self._readers)
         task = asyncio.get_running_loop().create_task(reader.run(), name=f"scrape {endpoint.hostport}")
         reader.task = task
         self._tasks.add(task)
@@ -105,38 +159,94 @@ class Scraper:
     def _remove(self, endpoint: Endpoint) -> None:
         reader = self._readers.pop(endpoint, None)
         if reader is not None and reader.task is not None:
+            self.pace.endpoints = len(self._readers)
+            self.pace.cool(endpoint)
             reader.task.cancel()
 
     def _wake(self, endpoint: Endpoint) -> None:
-        reader = self._readers.get(endpoint)
-        if reader is not None:
-            reader.wake()
+        now = time.monotonic()
+        was_idle = self.pace.idle(now)
+        self.pace.active_at = now
+        if was_idle:
+            # Everybody's metrics are wanted now, though not in one burst.
+            spread = min(FRESH, len(self._readers) / READS_BUSY)
+            for reader in self._readers.values():
+                reader.hasten(random.uniform(0.0, spread))
+        reader_here = self._readers.get(endpoint)
+        if reader_here is not None:
+            reader_here.wake(now)
+
+
+class Pace:
+    """How often the endpoints of one pool are read. Times are monotonic seconds."""
+
+    def __init__(self, options: ScrapeOptions) -> None:
+        self._options = options
+        self._hot: set[Endpoint] = set()
+        self.endpoints = 0
+        """How many are read."""
+        self.active_at = -QUIET_AFTER
+        """When the last request went to any of them."""
+
+    def idle(self, now: float) -> bool:
+        """The pool has had no request for a while."""
+        return now - self.active_at >= QUIET_AFTER
+
+    def hot(self, endpoint: Endpoint) -> float:
+        """Seconds until the next reading of an endpoint that has traffic."""
+        self._hot.add(endpoint)
+        return max(self._options.interval, min(len(self._hot) / READS_BUSY, FRESH))
+
+    def cool(self, endpoint: Endpoint) -> None:
+        """This one has none any more."""
+        self._hot.discard(endpoint)
+
+    def quiet(self, now: float) -> float:
+        """Seconds until the next reading of an endpoint that has none."""
+        longest = max(self._options.idle_interval, min(self.endpoints / READS_IDLE, LONGEST))
+        return max(self._options.interval, longest if self.idle(now) else min(longest, FRESH))
 
 
 class _Reader:
     """Reads one endpoint."""
 
-    def __init__(
-        self,
-        datastore: Datastore,
-        endpoint: Endpoint,
-        options: ScrapeOptions,
-        tls: ssl.SSLContext | None,
-        on_error: Callable[[Endpoint, str, bool], None] | None,
-    ) -> None:
-        self._datastore, self._endpoint, self._options, self._on_error = datastore, endpoint, options, on_error
-        self._client = GetClient(endpoint.address, options.port or endpoint.port, options.path, tls)
-        self._interval = options.interval
+    def __init__(self, scraper: Scraper, endpoint: Endpoint) -> None:
+        self._scraper, self._endpoint, self._options = scraper, endpoint, scraper.options
+        self._places = scraper.options.places(endpoint)
+        self._client = self._connect()
+        self._pages = PageReader()
+        self._interval = scraper.options.interval
         self._active_at = time.monotonic()
         self._pause: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """When the timer fires, by the loop's clock; uvloop's handles cannot say it when the delay was 0."""
         self._failing = ""
+        self._lacking: set[str] = set()
         self.task: asyncio.Task[None] | None = None
 
-    def wake(self) -> None:
+    def _connect(self) -> GetClient:
+        place, endpoint = self._places[0], self._endpoint
+        return GetClient(endpoint.address, place.port or endpoint.port, place.path, self._scraper.tls)
+
+    def wake(self, now: float) -> None:
         """There is traffic: read at the full rate from now on."""
-        self._active_at = time.monotonic()
-        if self._interval > self._options.interval and self._pause is not None and not self._pause.done():
-            self._pause.set_result(None)
+        self._active_at = now
+        interval = self._scraper.pace.hot(self._endpoint)
+        if self._interval > interval:
+            self._interval = interval
+            self.hasten(0.0)
+
+    def hasten(self, delay: float) -> None:
+        """Read after at most so many seconds."""
+        timer, pause = self._timer, self._pause
+        if timer is None or pause is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay
+        if self._due > due:
+            timer.cancel()
+            self._timer, self._due = loop.call_later(delay, _finish, pause), due
 
     async def run(self) -> None:
         """Read until cancelled. The first reading is at once, so that a new endpoint is judged by what it says."""
@@ -147,50 +257,85 @@ class _Reader:
                 # Spread, so that many endpoints are not read in one burst.
                 delay = self._interval * random.uniform(0.9, 1.1)
                 self._pause = loop.create_future()
-                timer = loop.call_later(delay, _finish, self._pause)
+                self._timer, self._due = loop.call_later(delay, _finish, self._pause), loop.time() + delay
                 await self._pause
-                timer.cancel()
+                self._pause = self._timer = None
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             self._client.close()
 
     async def _read(self) -> None:
         endpoint, asked_at = self._endpoint, time.monotonic()
         try:
             page = await self._client.get(self._options.timeout)
-            metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics)
+            self._pages.turn(page, asked_at)
+            metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics, self._pages)
         except (HttpError, NoMetrics) as error:
-            # Metrics on a port of their own say nothing of the port that serves.
-            own = self._options.port in (0, endpoint.port)
-            endpoint.refused = own and isinstance(error, Refused) and endpoint.metrics.updated_at > 0.0
-            self._failed(str(error), isinstance(error, NoMetrics))
+            self._failed(error)
             return
         except Exception as error:
             # A page must never end the reading of an endpoint, whatever is on it.
             log.exception("reading the metrics of %s went wrong", endpoint.name)
-            self._failed(f"{type(error).__name__}: {error}")
+            self._slow_down(f"{type(error).__name__}: {error}", False)
             return
-        now = time.monotonic()
-        busy = metrics.waiting or metrics.running or endpoint.inflight or now - self._active_at < QUIET_AFTER
-        self._interval = self._options.interval if busy else self._slower()
+        now, pace = time.monotonic(), self._scraper.pace
+        if metrics.waiting or metrics.running or endpoint.inflight or now - self._active_at < QUIET_AFTER:
+            self._interval = pace.hot(endpoint)
+        else:
+            pace.cool(endpoint)
+            self._interval = min(self._interval * 2, pace.quiet(now))
         metrics.updated_at = now
         metrics.interval = self._interval
-        endpoint.refused = False
-        self._datastore.observed(endpoint, metrics, asked_at)
+        endpoint.refused = endpoint.unmetered = False
+        self._scraper.datastore.observed(endpoint, metrics, asked_at)
+        self._check_custom(metrics)
         if self._failing:
             log.info("metrics of %s (%s) can be read again", endpoint.name, endpoint.hostport)
             self._failing = ""
 
-    def _failed(self, reason: str, extraction: bool = False) -> None:
-        self._interval = min(self._slower(), REFUSED_INTERVAL) if self._endpoint.refused else self._slower()
-        if self._on_error is not None:
-            self._on_error(self._endpoint, reason, extraction)
-        if reason != self._failing:
-            log.warning("metrics of %s (%s) cannot be read: %s", self._endpoint.name, self._endpoint.hostport, reason)
-            self._failing = reason
+    def _check_custom(self, metrics: EndpointMetrics) -> None:
+        engine = self._options.mapper.engine(self._endpoint.labels)
+        lacking = {each.key for each in engine.custom if not each.optional and each.key not in metrics.custom}
+        if lacking:
+            names = ", ".join(sorted(lacking))
+            self._scraper.failed(self._endpoint, f"the page has no metric for {names}", True)
+            if lacking != self._lacking:
+                log.warning("metrics of %s have none for the customMetrics %s", self._endpoint.name, names)
+        self._lacking = lacking
 
-    def _slower(self) -> float:
-        """Twice the time until the next reading, up to the idle interval."""
-        return max(self._options.interval, min(self._interval * 2, self._options.idle_interval))
+    def _failed(self, error: HttpError | NoMetrics) -> None:
+        """No figures: nobody is there, or a server that has none, or trouble that may pass."""
+        endpoint, place = self._endpoint, self._places[0]
+        # Metrics on a port of their own say nothing of the port that serves.
+        own = place.port in (0, endpoint.port)
+        endpoint.refused = (
+            own and isinstance(error, Refused) and (endpoint.metrics.updated_at > 0 or endpoint.unmetered)
+        )
+        if isinstance(error, NoPage | NoMetrics) and endpoint.metrics.updated_at == 0.0:
+            endpoint.unmetered = True
+        if len(self._places) > 1 and endpoint.metrics.updated_at == 0.0:
+            self._client.close()
+            self._places.append(self._places.pop(0))
+            self._client = self._connect()
+        self._slow_down(str(error), isinstance(error, NoMetrics))
+
+    def _slow_down(self, reason: str, extraction: bool) -> None:
+        endpoint, pace = self._endpoint, self._scraper.pace
+        pace.cool(endpoint)
+        slower = max(self._options.interval, min(self._interval * 2, pace.quiet(time.monotonic())))
+        self._interval = min(slower, REFUSED_INTERVAL) if endpoint.refused else slower
+        self._scraper.failed(endpoint, reason, extraction)
+        if reason == self._failing:
+            return
+        self._failing = reason
+        log.warning("metrics of %s (%s) cannot be read: %s", endpoint.name, endpoint.hostport, reason)
+        if endpoint.unmetered:
+            log.info(
+                "%s: the requests in flight stand in for its metrics; the label llm-d.ai/engine-type=none on its pod "
+                "says that it has none",
+                endpoint.name,
+            )
 
 
 def _finish(pause: asyncio.Future[None]) -> None:

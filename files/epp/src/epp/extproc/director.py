@@ -11,15 +11,15 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from epp.extproc import messages as m
 from epp.extproc.machine import NeedDecision, Route
 from epp.extproc.tracing import Tracing
 from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
-from epp.requests import BodyError, ParsedBody, parse_body, parse_partial, replace_model
+from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +162,8 @@ class DirectorOptions:
     """Tell the gateway the score of each endpoint."""
     tracing: Tracing | None = None
     """Gives requests a trace context; None leaves that to others."""
+    parsers: Parsers = field(default_factory=Parsers)
+    """What understands bodies."""
 
 
 class Director:
@@ -189,7 +191,7 @@ class Director:
         """Route one request. Raises Rejection; then nothing is held."""
         started = time.perf_counter()
         try:
-            parsed = _parse(need)
+            parsed = self._parse(need)
         except BodyError as error:
             self._recorder.rejected("BadRequest")
             raise Rejection(400, "BadRequest", str(error)) from None
@@ -224,6 +226,13 @@ class Director:
         self._recorder.processing("request", time.perf_counter() - started)
         return Ticket(request, decision, route, record, hold, self)
 
+    def _parse(self, need: NeedDecision) -> ParsedBody:
+        headers, body = need.headers, need.body
+        if need.announced and not body and headers.get(":method", "POST") == "POST":
+            raise BodyError("failed to parse request body: it is empty")
+        path, kind = headers.get(":path", ""), headers.get("content-type", "")
+        return self._options.parsers.parse(path, kind, body, truncated=need.truncated, headers=headers)
+
     def _request(self, need: NeedDecision, parsed: ParsedBody) -> InferenceRequest:
         headers = need.headers
         model = parsed.model or headers.get(m.MODEL_NAME, "")
@@ -237,6 +246,9 @@ class Director:
             stream=parsed.stream,
             size=len(need.body),
             max_tokens=parsed.max_tokens,
+            prompt_tokens=parsed.tokens,
+            lead=parsed.lead,
+            parts=parsed.parts,
             cache_salt=parsed.cache_salt,
             objective=objective,
             fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
@@ -250,7 +262,7 @@ class Director:
         if self._options.tracing is not None:
             route.headers.update(self._options.tracing.headers(need.headers))
         if need.body and request.target_model != request.model:
-            replaced = replace_model(need.body, request.target_model)
+            replaced = replace_model(need.body, request.target_model, need.headers.get("content-type", ""))
             if replaced is None:
                 raise Rejection(400, "BadRequest", "model not found in request body")
             route.body = replaced.body
@@ -284,11 +296,3 @@ class Director:
         """For tickets: the request is over."""
         ticket.hold.release()
         self._scheduler.response_complete(ticket.request, ticket.decision, usage)
-
-
-def _parse(need: NeedDecision) -> ParsedBody:
-    headers: Mapping[str, str] = need.headers
-    if need.announced and not need.body and headers.get(":method", "POST") == "POST":
-        raise BodyError("failed to parse request body: it is empty")
-    parse = parse_partial if need.truncated else parse_body
-    return parse(headers.get(":path", ""), headers.get("content-type", ""), need.body)

@@ -15,16 +15,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
+from google.protobuf.message import DecodeError
 
 from epp.extproc import messages as m
 from epp.extproc.director import Recorder, Ticket
-from epp.extproc.machine import NeedDecision, StreamMachine
+from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
 from epp.model import Rejection
 
 log = logging.getLogger(__name__)
 
 Messages = Iterable[ProcessingResponse]
+Answers = Iterable[bytes]
+"""Serialised ProcessingResponses, each made when it is asked for."""
 
 DECISION_TIMEOUT = 5.0
 """Seconds that a request may wait for its endpoint. Envoy itself sets no limit in FULL_DUPLEX_STREAMED."""
@@ -98,16 +101,24 @@ class Exchange:
         """The last message has been answered: close the stream."""
         return self._machine.done
 
-    def receive(self, message: ProcessingRequest) -> Messages | Coroutine[Any, Any, Messages]:
-        """The answers to one message, later if the decision takes its time. Raises ProtocolError."""
+    def receive(self, data: bytes) -> Answers | Coroutine[Any, Any, Answers]:
+        """The answers to one ProcessingRequest, later if the decision takes its time. Raises ProtocolError."""
         started = time.perf_counter()
+        try:
+            message = ProcessingRequest.FromString(data)
+        except DecodeError as error:
+            raise ProtocolError(f"not a ProcessingRequest: {error}") from None
         out = self._machine.feed(message)
         if isinstance(out, NeedDecision):
-            return self._decide(out)
+            answers = self._decide(out)
+            return self._written_later(answers) if isinstance(answers, Coroutine) else _written(answers)
         if self._machine.response is not None:
             self._spent += time.perf_counter() - started
             self._follow_response()
-        return out
+        return _written(out)
+
+    async def _written_later(self, pending: Coroutine[Any, Any, Messages]) -> Answers:
+        return _written(await pending)
 
     def close(self, code: str) -> None:
         """The stream has ended with this gRPC status. Gives back what is still held."""
@@ -170,6 +181,10 @@ class Exchange:
             ticket.fail("ModelServerError")
         else:
             ticket.finish(response.size, response.tail.usage())
+
+
+def _written(messages: Messages) -> Answers:
+    return map(ProcessingResponse.SerializeToString, messages)
 
 
 def _rejection(error: Exception) -> Rejection:

@@ -238,7 +238,8 @@ class StreamMachine:
             return (m.request_body(),)
         self._held.append(chunk)
         so_far = b"".join(self._held)
-        replaced = replace_model(so_far, self._route.target_model)
+        kind = (self._headers or {}).get("content-type", "")
+        replaced = replace_model(so_far, self._route.target_model, kind)
         if replaced is None and not end:
             self._held = [so_far]
             return (m.request_body(m.replacement(b"")),)

@@ -225,6 +225,7 @@ def describe(endpoint: Endpoint, now: float) -> dict[str, Any]:
         "unseen": endpoint.unseen,
         "unseenTokens": endpoint.unseen_tokens,
         "refused": endpoint.refused,
+        "unmetered": endpoint.unmetered,
         "metrics": {
             "ageSeconds": round(now - metrics.updated_at, 3) if metrics.updated_at else None,
             "waiting": metrics.waiting,
@@ -235,5 +236,6 @@ def describe(endpoint: Endpoint, now: float) -> dict[str, Any]:
             "maxLora": metrics.max_lora,
             "runningAdapters": sorted(metrics.running_adapters),
             "waitingAdapters": sorted(metrics.waiting_adapters),
+            "custom": dict(metrics.custom),
         },
     }

@@ -1,56 +1,34 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""All plugins that can be named in an EndpointPickerConfig, one file each."""
+"""All plugins that can be named in an EndpointPickerConfig, one file each.
+
+A file in this folder that defines a plugin has thereby added it. Plugins of one's own come from elsewhere: see
+:mod:`epp.plugins.external`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
 
-from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
-from epp.plugins.concurrency_detector import ConcurrencyDetector
-from epp.plugins.core_metrics_extractor import CoreMetricsExtractor
-from epp.plugins.destination_endpoint_served_verifier import DestinationEndpointServedVerifier
-from epp.plugins.file_discovery import FileDiscovery
-from epp.plugins.header_based_testing_filter import HeaderBasedTestingFilter
-from epp.plugins.kv_cache_utilization_scorer import KVCacheUtilizationScorer
-from epp.plugins.latency_slo_admitter import LatencySloAdmitter
-from epp.plugins.lora_affinity_scorer import LoraAffinityScorer
-from epp.plugins.max_score_picker import MaxScorePicker
-from epp.plugins.metrics_data_source import MetricsDataSource
-from epp.plugins.openai_parser import OpenAIParser
-from epp.plugins.prefix_cache_scorer import PrefixCacheScorer
-from epp.plugins.probabilistic_admitter import ProbabilisticAdmitter
-from epp.plugins.queue_scorer import QueueScorer
-from epp.plugins.random_picker import RandomPicker
-from epp.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
-from epp.plugins.single_profile_handler import SingleProfileHandler
-from epp.plugins.utilization_detector import UtilizationDetector
-from epp.plugins.weighted_random_picker import WeightedRandomPicker
+from epp.plugins import external
 from epp.scheduling.api import Plugin
-
-_ALL: tuple[type[Plugin], ...] = (
-    ApproxPrefixCacheProducer,
-    ConcurrencyDetector,
-    CoreMetricsExtractor,
-    DestinationEndpointServedVerifier,
-    FileDiscovery,
-    HeaderBasedTestingFilter,
-    KVCacheUtilizationScorer,
-    LatencySloAdmitter,
-    LoraAffinityScorer,
-    MaxScorePicker,
-    MetricsDataSource,
-    OpenAIParser,
-    PrefixCacheScorer,
-    ProbabilisticAdmitter,
-    QueueScorer,
-    RandomPicker,
-    RunningRequestsSizeScorer,
-    SingleProfileHandler,
-    UtilizationDetector,
-    WeightedRandomPicker,
-)
 
 
 def registry() -> Mapping[str, type[Plugin]]:
     """Plugin type, as written in the configuration, to the class that implements it."""
-    return {name: plugin for plugin in _ALL for name in (plugin.TYPE, *plugin.ALIASES)}
+    return {**builtin(), **external.registered()}
+
+
+@functools.cache
+def builtin() -> Mapping[str, type[Plugin]]:
+    """The plugins of this folder, under all their types."""
+    found = sorted(_classes(), key=lambda plugin: plugin.TYPE)
+    return {name: plugin for plugin in found for name in (plugin.TYPE, *plugin.ALIASES)}
+
+
+def _classes() -> Iterator[type[Plugin]]:
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        loaded = importlib.import_module(module.name)
+        yield from external.defined_in(loaded)

@@ -4,8 +4,12 @@
 Parameters: engineLabelKey (llm-d.ai/engine-type, legacy inference.networking.k8s.io/engine-type): the pod label that
 names the engine; defaultEngine (vllm); engineConfigs: engines of one's own, or known ones with other metrics, each
 with name, queuedRequestsSpec, runningRequestsSpec, kvUsageSpec, loraSpec, cacheInfoSpec, cacheBlockSizeLabelName,
-cacheNumBlocksLabelName, cacheBlockSizeSpec, cacheNumBlocksSpec. A spec is ``metric`` or ``metric{label=value}``.
-Source: GAIE v1.5 and llm-d-router extractor of the same type, whose customMetrics are not available here.
+cacheNumBlocksLabelName, cacheBlockSizeSpec, cacheNumBlocksSpec, customMetrics. A spec is ``metric`` or
+``metric{label=value}``. customMetrics: figures for plugins like endpoint-attribute-scorer, each with attributeKey,
+metricSpec and optional (false: it is an error of the reading when the page lacks it); the first series that matches.
+Known engines: vllm, sglang, trtllm-serve, triton-tensorrt-llm, triton, llamacpp, and none for endpoints that have no
+metrics.
+Source: GAIE v1.5 and llm-d-router extractor of the same type.
 """
 
 from __future__ import annotations
@@ -14,6 +18,21 @@ from dataclasses import dataclass, fields
 
 from epp.datalayer.exposition import MetricSpec
 from epp.scheduling.api import Extractor, param
+
+
+@dataclass(frozen=True)
+class CustomMetricConfig:
+    """One more figure to take."""
+
+    attribute_key: str
+    metric_spec: str
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read."""
+        if not self.attribute_key:
+            raise ValueError("attributeKey is empty; name the attribute")
+        MetricSpec.parse(self.metric_spec)
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,7 @@ class EngineConfig:
     cache_num_blocks_label_name: str = "num_gpu_blocks"
     cache_block_size_spec: str = ""
     cache_num_blocks_spec: str = ""
+    custom_metrics: tuple[CustomMetricConfig, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse specs that cannot be read."""
@@ -39,6 +59,10 @@ class EngineConfig:
             text = getattr(self, field.name)
             if field.name.endswith("_spec") and text:
                 MetricSpec.parse(text)
+        keys = [metric.attribute_key for metric in self.custom_metrics]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"customMetrics has the attributeKey {twice!r} twice; remove one")
 
 
 @dataclass(frozen=True)

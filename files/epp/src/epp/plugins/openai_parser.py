@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""openai-parser: understands the OpenAI API (completions, chat completions, embeddings, responses).
+"""openai-parser: understands the OpenAI API.
+
+Paths that end in /chat/completions and /completions (also with /render behind), /embeddings, /responses,
+/conversations, /images/generations and edits, /audio/transcriptions, translations (multipart forms) and speech.
 
 Parameters: none.
-Source: GAIE v1.5 and llm-d-router parser of the same type. It is always there; naming it changes nothing.
+Source: GAIE v1.5 and llm-d-router parser of the same type; audio, forms and edits are additions.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ This room knows neither Envoy nor endpoints.
 
 from __future__ import annotations
 
-from epp.requests.parse import BodyError, ParsedBody, parse_body, parse_partial
+from epp.requests.parse import BodyError, ParsedBody, Parsers, is_json
 from epp.requests.rewrite import ModelRenamer, replace_model
 from epp.requests.usage import UsageTail
 
@@ -15,8 +15,8 @@ __all__ = [
     "BodyError",
     "ModelRenamer",
     "ParsedBody",
+    "Parsers",
     "UsageTail",
-    "parse_body",
-    "parse_partial",
+    "is_json",
     "replace_model",
 ]

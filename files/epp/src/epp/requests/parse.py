@@ -3,27 +3,26 @@
 
 The body is validated as JSON, but only ``model`` and a few scalars are decoded. The prompt stays what the client sent:
 the JSON bytes of ``prompt``, ``messages`` or ``input``. Equal prefixes of a conversation are equal bytes, and prefix
-hashing asks for no more.
+hashing asks for no more. Of a multipart form the fields are read and the files are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from epp.requests import form, media
+from epp.requests.apis import APIS, DEFAULT, FALLBACKS, LENIENT, UNKNOWN_PATH, Api
 from epp.requests.scan import members, text
+from epp.requests.wrapped import WrappedError, unwrap
 
 _ABSENT = msgspec.Raw(b"")
-
-# Which member holds the prompt, by the end of the path. The first that is present counts.
-_PROMPT_MEMBERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("/chat/completions", ("messages", "prompt", "input")),
-    ("/completions", ("prompt", "messages", "input")),
-    ("/embeddings", ("input", "messages", "prompt")),
-    ("/responses", ("input", "messages", "prompt")),
-)
-_ANY_PATH = ("messages", "prompt", "input")
+_NO_HEADERS: Mapping[str, str] = {}
+GRPC = "application/grpc"
+MAX_PATHS = 1024
+"""Different paths of which the interface is remembered."""
 
 
 class BodyError(ValueError):
@@ -32,7 +31,7 @@ class BodyError(ValueError):
 
 @dataclass(slots=True)
 class ParsedBody:
-    """What a request body says. A body that is none of our business (multipart, say) gives an empty one."""
+    """What a request body says. A body that is none of our business gives an empty one."""
 
     model: str = ""
     prompt: bytes = b""
@@ -42,6 +41,12 @@ class ParsedBody:
     """Upper bound of output tokens that the client set; 0 when it set none."""
     cache_salt: str = ""
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
+    tokens: int = 0
+    """Tokens of the prompt where its bytes do not tell: token ids are counted, images and recordings estimated."""
+    parts: int = 0
+    """Images, recordings and videos in the prompt."""
+    lead: int = 0
+    """Bytes of ``prompt`` that come from members which engines render before it."""
 
 
 class _Body(msgspec.Struct):
@@ -53,75 +58,185 @@ class _Body(msgspec.Struct):
     messages: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     instructions: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    items: msgspec.Raw = _ABSENT
+    token_ids: msgspec.Raw = _ABSENT
+    input_ids: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
+    text_1: msgspec.Raw = _ABSENT
+    query: msgspec.Raw = _ABSENT
     max_tokens: msgspec.Raw = _ABSENT
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
+    sampling_params: msgspec.Raw = _ABSENT
     cache_salt: msgspec.Raw = _ABSENT
+    extra_key: msgspec.Raw = _ABSENT
+
+
+class _Sampling(msgspec.Struct):
+    """What vLLM's and SGLang's own interfaces put below ``sampling_params``."""
+
+    max_tokens: msgspec.Raw = _ABSENT
+    max_new_tokens: msgspec.Raw = _ABSENT
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_sampling = msgspec.json.Decoder(_Sampling)
+_MEMBERS = frozenset(_Body.__struct_fields__)
+_PROMPTS = frozenset(name for apis in (*APIS.values(), (LENIENT,)) for api in apis for name in api.prompt)
 
 
-def parse_body(path: str, content_type: str, body: bytes) -> ParsedBody:
-    """Parse a whole body that came to ``path`` (with or without a query).
+class Parsers:
+    """Understands the bodies of the interfaces that the configuration names."""
 
-    Raises BodyError for what is not a JSON object although it should be, and for inference paths without a model.
-    A body of another content type (multipart audio, say), and an empty one, is not looked into.
-    """
-    if not body or not _is_json(content_type):
-        return ParsedBody()
+    def __init__(self, names: Sequence[str] = DEFAULT) -> None:
+        """``names`` are types of parsers. Raises KeyError for one that does not exist."""
+        self._names = tuple(names)
+        found: dict[str, Api] = {}
+        for name in names:
+            for api in APIS[name]:
+                found.setdefault(api.end, api)
+        # Nothing is read of what nobody understands if nothing at all is to be read.
+        fallback = LENIENT if any(not api.wrapped for api in found.values()) else None
+        self._fallback: Api | None = fallback
+        self._falls_back = bool(FALLBACKS & set(names))
+        self._apis = sorted(found.values(), key=lambda api: -len(api.end))
+        self._paths: dict[str, Api | None] = {}
+
+    def parse(
+        self,
+        path: str,
+        content_type: str,
+        body: bytes,
+        *,
+        truncated: bool = False,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> ParsedBody:
+        """Parse a body that came to ``path`` (with or without a query); ``headers`` may say how long a recording is.
+
+        ``truncated``: Envoy kept the rest (BUFFERED_PARTIAL), so that the prompt may be cut short, and only what no end
+        could mend is an error. Raises BodyError for what is not a JSON object although it should be, for interfaces
+        that need a model and bodies without one, and for paths that nobody understands. An empty body, and one of
+        another content type, is not looked into.
+        """
+        if not body:
+            return ParsedBody()
+        api = self._api(path)
+        if api is None:
+            return ParsedBody()
+        if api.wrapped and content_type.startswith(GRPC):
+            return _parse_json(api, _unwrapped(body), False, headers) if not truncated else ParsedBody()
+        if is_json(content_type):
+            return _parse_json(api, body, truncated, headers)
+        edge = form.boundary(content_type)
+        return _parse_form(body, edge, headers) if edge is not None else ParsedBody()
+
+    def _api(self, path: str) -> Api | None:
+        """The interface at a path; None where nothing is to be read. Raises BodyError where nothing is understood."""
+        try:
+            return self._paths[path]
+        except KeyError:
+            pass
+        plain = path.partition("?")[0].rstrip("/")
+        found = next((api for api in self._apis if plain.endswith(api.end)), None)
+        if found is None and not path:
+            found = UNKNOWN_PATH
+        if found is None and not self._falls_back:
+            known = ", ".join(self._names)
+            raise BodyError(f"no parser understands the path {plain!r}; configured are {known}")
+        if len(self._paths) < MAX_PATHS:
+            self._paths[path] = found or self._fallback
+        return found or self._fallback
+
+
+def _parse_json(api: Api, body: bytes, truncated: bool, headers: Mapping[str, str]) -> ParsedBody:
     try:
-        fields = _decoder.decode(body)
+        fields = _partial(body) if truncated else _decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
+        if api is LENIENT:
+            return ParsedBody()
         raise BodyError(f"failed to parse request body: {error}") from None
-    return _parsed(path, fields)
+    model = _string(fields.model)
+    if model is None and api.needs_model:
+        raise BodyError("model not found in request body")
+    lead, prompt = _prompt(api, fields)
+    parsed = ParsedBody(
+        model=model or "",
+        prompt=lead + prompt if lead else prompt,
+        lead=len(lead),
+        stream=bytes(fields.stream) == b"true",
+        max_tokens=_max_tokens(fields),
+        cache_salt=_string(fields.cache_salt) or _string(fields.extra_key) or "",
+    )
+    _count(parsed, headers)
+    return parsed
 
 
-def parse_partial(path: str, content_type: str, body: bytes) -> ParsedBody:
-    """Parse the beginning of a body of which Envoy kept the rest (BUFFERED_PARTIAL).
-
-    The prompt may be cut short. Raises BodyError only for what no end could mend.
-    """
-    if not body or not _is_json(content_type):
-        return ParsedBody()
+def _partial(body: bytes) -> _Body:
+    """What is whole in the beginning of a body, and the beginning of its prompt."""
     if not body.lstrip().startswith(b"{"):
-        raise BodyError("failed to parse request body: expected an object")
+        raise msgspec.DecodeError("expected an object")
     fields = _Body()
     for member in members(body):
-        is_prompt = member.key in _ANY_PATH
-        if member.key in _Body.__struct_fields__ and (member.complete or is_prompt):
+        if member.key in _MEMBERS and (member.complete or member.key in _PROMPTS):
             setattr(fields, member.key, msgspec.Raw(body[member.start : member.end]))
     if not bytes(fields.model):
         fields.model = msgspec.Raw(b'""')  # it may stand in the part that is not here
-    return _parsed(path, fields)
+    return fields
 
 
-def _parsed(path: str, fields: _Body) -> ParsedBody:
-    path = path.partition("?")[0]
-    model = _string(fields.model)
-    if model is None and (not path or path.endswith(tuple(end for end, _ in _PROMPT_MEMBERS))):
-        raise BodyError("model not found in request body")
-    return ParsedBody(
-        model=model or "",
-        prompt=_prompt(path, fields),
-        stream=bytes(fields.stream) == b"true",
-        max_tokens=_first_number(fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens),
-        cache_salt=_string(fields.cache_salt) or "",
-    )
+def _parse_form(body: bytes, edge: bytes, headers: Mapping[str, str]) -> ParsedBody:
+    """A form of text fields and files; the length of a recording is what it costs."""
+    parsed = ParsedBody()
+    for field in form.fields(body, edge):
+        if field.is_file:
+            parsed.parts += 1
+            if field.name == "file":
+                head = body[field.start : field.start + 64]
+                parsed.tokens += media.audio_tokens(head, field.end - field.start, headers)
+            continue
+        value = body[field.start : field.end].decode("utf-8", "replace") if field.complete else ""
+        if field.name == "model":
+            parsed.model = value
+        elif field.name == "stream":
+            parsed.stream = value.strip().lower() in ("true", "1")
+    return parsed
 
 
-def _prompt(path: str, fields: _Body) -> bytes:
-    names = next((names for end, names in _PROMPT_MEMBERS if path.endswith(end)), _ANY_PATH)
-    for name in names:
+def _unwrapped(body: bytes) -> bytes:
+    try:
+        data = unwrap(body).data
+    except WrappedError as error:
+        raise BodyError(f"failed to parse request body: {error}") from None
+    return body[data.start : data.end]
+
+
+def _prompt(api: Api, fields: _Body) -> tuple[bytes, bytes]:
+    """What stands before the prompt, and the prompt."""
+    for name in api.prompt:
         value = bytes(getattr(fields, name))
         if value and value != b"null":
-            # The Responses API renders its instructions before the input, so they are part of the prefix.
-            return bytes(fields.instructions) + value if name == "input" else value
-    return b""
+            lead = [bytes(getattr(fields, each)) for each in api.lead]
+            return b"".join([part for part in lead if part and part != b"null"]), value
+    return b"", b""
 
 
-def _is_json(content_type: str) -> bool:
+def _count(parsed: ParsedBody, headers: Mapping[str, str]) -> None:
+    """Tokens of a prompt that is more, or less, than text."""
+    prompt = parsed.prompt
+    if prompt[:1] == b"[" and prompt[1:16].lstrip()[:1].isdigit():
+        parsed.tokens = prompt.count(b",") + 1
+        return
+    found = media.estimate(prompt, headers)
+    if found is not None:
+        parsed.tokens, parsed.parts = found
+
+
+def is_json(content_type: str) -> bool:
     """No content type at all counts as JSON: that is what the paths of this API take."""
+    if content_type == "application/json":
+        return True
     kind = content_type.partition(";")[0].strip().lower()
     return not kind or kind == "application/json" or kind.endswith("+json")
 
@@ -130,6 +245,17 @@ def _string(raw: msgspec.Raw) -> str | None:
     """The text of a JSON string, None for anything else."""
     data = bytes(raw)
     return text(data) if data.startswith(b'"') else None
+
+
+def _max_tokens(fields: _Body) -> int:
+    found = _first_number(fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens)
+    if found or not bytes(fields.sampling_params).startswith(b"{"):
+        return found
+    try:
+        sampling = _sampling.decode(fields.sampling_params)
+    except (msgspec.DecodeError, RecursionError):
+        return 0  # cut short
+    return _first_number(sampling.max_tokens, sampling.max_new_tokens)
 
 
 def _first_number(*raws: msgspec.Raw) -> int:

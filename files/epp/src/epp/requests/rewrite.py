@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Changes the model's name in a body by replacing the bytes of that one string.
 
-Requests: the member ``model`` of the body's object, wherever it stands. Answers: every ``"model": "<target>"``, also in
+Requests: the member ``model`` of the body's object, wherever it stands, also where that object travels inside of a gRPC
+message; the field ``model`` of a form. Answers: every ``"model": "<target>"``, also in
 a nested object (the Responses API nests one in its events). A quote inside a JSON string is always escaped, so the
 pattern cannot match generated text.
 """
@@ -10,12 +11,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
+from epp.requests import form
+from epp.requests.parse import GRPC
 from epp.requests.scan import members, text
+from epp.requests.wrapped import WrappedError, rewrap, unwrap
 
 
 class Replaced(NamedTuple):
@@ -25,28 +30,58 @@ class Replaced(NamedTuple):
     model: str
 
 
-def replace_model(body: bytes, model: str) -> Replaced | None:
-    """``body`` with ``model`` as the value of its top-level ``model``; None when there is no such member (yet).
+def replace_model(body: bytes, model: str, content_type: str = "") -> Replaced | None:
+    """``body`` with ``model`` as the value of its ``model``; None when it has none (yet).
 
-    A repeated member is replaced each time: decoders differ in which one they believe.
+    A repeated one is replaced each time: decoders differ in which one they believe.
     """
+    edge = form.boundary(content_type)
+    if edge is not None:
+        places = [field for field in form.fields(body, edge) if field.name == "model" and field.complete]
+        return _replaced(body, [(field.start, field.end) for field in places], model.encode(), _utf8)
+    if content_type.startswith(GRPC):
+        return _replace_wrapped(body, model)
+    return _replace_member(body, model)
+
+
+def _utf8(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _replace_wrapped(body: bytes, model: str) -> Replaced | None:
+    try:
+        found = unwrap(body)
+    except WrappedError:
+        return None
+    inner = _replace_member(body[found.data.start : found.data.end], model)
+    return Replaced(rewrap(body, found, inner.body), inner.model) if inner else None
+
+
+def _replace_member(body: bytes, model: str) -> Replaced | None:
     once = body.count(b'"model"') == 1
-    parts: list[bytes] = []
-    value = msgspec.json.encode(model)
-    at = 0
-    old = ""
+    places: list[tuple[int, int]] = []
     for member in members(body):
         if member.key != "model" or not member.complete or body[member.start : member.start + 1] != b'"':
             continue
-        old = text(body[member.start : member.end])
-        parts += (body[at : member.start], value)
-        at = member.end
+        places.append((member.start, member.end))
         if once:
             break
-    if not parts:
+    return _replaced(body, places, msgspec.json.encode(model), text)
+
+
+def _replaced(
+    body: bytes, places: list[tuple[int, int]], value: bytes, read: Callable[[bytes], str]
+) -> Replaced | None:
+    """``body`` with ``value`` at these places; ``read`` says what stood at the last of them."""
+    if not places:
         return None
-    parts.append(body[at:])
-    return Replaced(b"".join(parts), old)
+    parts: list[bytes] = []
+    at = 0
+    for start, end in places:
+        parts += (body[at:start], value)
+        at = end
+    start, end = places[-1]
+    return Replaced(b"".join((*parts, body[at:])), read(body[start:end]))
 
 
 class ModelRenamer:

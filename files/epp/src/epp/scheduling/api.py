@@ -129,6 +129,9 @@ class Context(Protocol):
     def of_type(self, plugin_type: str) -> Plugin:
         """The first configured plugin of that type; one with default parameters if none is configured."""
 
+    def first(self, kind: type[Plugin]) -> Plugin | None:
+        """The first configured plugin of a class, None if there is none."""
+
     def adopt(self, plugin: Plugin) -> None:
         """Let a plugin that another one made for itself take part in the cycle."""
 

@@ -58,6 +58,8 @@ class Scheduler:
         assert isinstance(handler, ProfileHandler)
         assert isinstance(detector, SaturationDetector)
         self._handler, self._detector = handler, detector
+        self.plugin = builder.plugin
+        """A plugin by its name; PluginError if there is none."""
         plugins = builder.built()
         self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
@@ -337,6 +339,11 @@ class Builder:
             cls = self._registry[plugin_type]
             self._plugins[plugin_type] = cls(plugin_type, cls.PARAMETERS(), self)
         return self._plugins[plugin_type]
+
+    def first(self, kind: type[Plugin]) -> Plugin | None:
+        """The first configured plugin of a class, None if there is none."""
+        name = next((spec.name for spec in self._specs.values() if issubclass(self._registry[spec.type], kind)), None)
+        return None if name is None else self.build(name)
 
     def adopt(self, plugin: Plugin) -> None:
         """Let a plugin that another one made for itself take part in the cycle."""

@@ -10,6 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from epp.transport.api import MESSAGE_SIZE, Service, Transport, TransportOptions
 from epp.transport.grpcio import GrpcioTransport
+from epp.transport.h2 import H2Transport
 from epp.transport.health import HealthServer
 from epp.transport.tls import CertificateError, TlsSource
 
@@ -17,6 +18,7 @@ __all__ = [
     "MESSAGE_SIZE",
     "CertificateError",
     "GrpcioTransport",
+    "H2Transport",
     "HealthServer",
     "Service",
     "TlsSource",

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 from epp.transport.tls import TlsSource
 
@@ -31,9 +30,7 @@ class Exchange(Protocol):
     def done(self) -> bool:
         """The last message has been answered: close the stream."""
 
-    def receive(
-        self, message: ProcessingRequest
-    ) -> Iterable[ProcessingResponse] | Coroutine[Any, Any, Iterable[ProcessingResponse]]:
+    def receive(self, data: bytes) -> Iterable[bytes] | Coroutine[Any, Any, Iterable[bytes]]:
         """The answers to one message, at once or from a coroutine; messages are handed in one after the other.
 
         The answers are built while they are iterated over, so write each before asking for the next. Raises
@@ -59,6 +56,10 @@ class TransportOptions:
     port: int = 9002
     tls: TlsSource | None = None
     """None is plaintext."""
+    tls_min: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    """The oldest version of TLS. grpcio takes this, and the next, from its environment: see :mod:`epp.ciphers`."""
+    tls_ciphers: str = ""
+    """Cipher suites of TLS 1.2 in OpenSSL's words; empty for those that HTTP/2 allows."""
     max_receive: int = MESSAGE_SIZE
     """Bytes of one message from Envoy."""
     max_send: int = MESSAGE_SIZE

@@ -9,7 +9,6 @@ import time
 from collections.abc import Coroutine
 
 import grpc
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 from epp.extproc import ProtocolError
 from epp.transport.api import METHOD, QUIET_SECONDS, Exchange, Service, TransportOptions
@@ -40,9 +39,7 @@ class GrpcioTransport:
             ]
         )
         name, _, method = METHOD[1:].partition("/")
-        process = grpc.stream_stream_rpc_method_handler(
-            self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
-        )
+        process = grpc.stream_stream_rpc_method_handler(self._process)  # bytes in, bytes out
         handlers = [grpc.method_handlers_generic_handler(name, {method: process})]
         if options.health_checking:
             handlers.append(health_handler(AlwaysServing(), [""]))

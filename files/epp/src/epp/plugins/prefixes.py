@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How plugins find what a producer said of a prompt's prefixes."""
+
+from __future__ import annotations
+
+from epp.model import Endpoint, InferenceRequest
+from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
+from epp.scheduling.api import PREFIX_MATCH, Context, PrefixMatch
+
+
+def producer_key(context: Context, wanted: str) -> str:
+    """The attribute of the producer that is ``wanted`` by name, or of the first approx-prefix-cache-producer."""
+    plugin = context.plugin(wanted) if wanted else context.of_type(ApproxPrefixCacheProducer.TYPE)
+    return f"{PREFIX_MATCH}/{plugin.name}"
+
+
+def needs_producer(wanted: str) -> tuple[str, ...]:
+    """What has to exist so that :func:`producer_key` finds something."""
+    return () if wanted else (ApproxPrefixCacheProducer.TYPE,)
+
+
+def match_of(request: InferenceRequest, key: str) -> PrefixMatch | None:
+    """What the producer said, None if nothing."""
+    found = request.attributes.get(key)
+    return found if isinstance(found, PrefixMatch) else None
+
+
+def shares(match: PrefixMatch | None, endpoints: list[Endpoint]) -> list[float]:
+    """The part of the prompt that each endpoint is believed to hold, 0 to 1."""
+    if match is None or not match.blocks or not match.hashes:
+        return [0.0] * len(endpoints)
+    total, blocks = len(match.hashes), match.blocks
+    return [blocks.get(endpoint, 0) / total for endpoint in endpoints]
+
+
+def uncached_tokens(request: InferenceRequest, endpoints: list[Endpoint]) -> list[int]:
+    """Tokens of the prompt that each endpoint would have to compute; the most hopeful producer counts."""
+    tokens = request.prompt_tokens
+    found = [value for value in request.attributes.values() if isinstance(value, PrefixMatch) and value.blocks]
+    if not found:
+        return [tokens] * len(endpoints)
+    left = [tokens] * len(endpoints)
+    for match in found:
+        for index, endpoint in enumerate(endpoints):
+            held = match.blocks.get(endpoint)
+            if held:
+                left[index] = min(left[index], max(0, tokens - held * match.block_tokens))
+    return left

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The raw figures of all benchmarks as tables and charts: ``docs/performance.md`` and what lies beside it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chart import Bar, chart
+from benchmarks.ratios import Ratio, percentile
+
+Record = dict[str, Any]
+FIGURES = ("cpu", "added_p50", "added_p99", "time")
+HEADINGS = ("CPU per request", "latency added, p50", "latency added, p99", "time per request")
+COMMANDS = {
+    "datapath": "python -m benchmarks.datapath",
+    "datapath-tls": "python -m benchmarks.datapath --quick --tls",
+    "scraping": "python -m benchmarks.scraping",
+    "scale": "python -m benchmarks.scale",
+}
+INTRODUCTION = """\
+# What the endpoint picker costs
+
+`make bench` printed every figure here, and wrote this page; `make bench-quick` repeats what has bounds. The EPP of this
+repository and the Go EPP of GAIE v1.3.0 (built from its module) ran side by side, in turns, with the same scorers
+(queue, KV cache, prefix cache), endpoints and load, behind the same Envoy. The machine is small and shared: times are
+of little worth, and ratios are what counts: ours ÷ Go, with the 95 % confidence interval over the rounds. The raw
+figures lie in `performance/`.
+"""
+
+
+def write(folder: Path, document: Path) -> list[Path]:
+    """Make the page from the ``*.json`` in ``folder``, and charts beside those; returns what was written."""
+    found = {name: json.loads(file.read_text()) for name in COMMANDS if (file := folder / f"{name}.json").exists()}
+    parts, written = [INTRODUCTION], [document]
+    for name in ("datapath", "datapath-tls"):
+        if name in found:
+            picture = folder / f"{name}.svg"
+            picture.write_text(cpu_chart(found[name]))
+            written.append(picture)
+            parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
+    for name, make in (("scraping", scraping), ("scale", scale)):
+        if name in found:
+            parts.append(make(found[name]))
+    document.write_text("\n".join(parts), encoding="utf-8")
+    return written
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def datapath(name: str, records: Sequence[Record], picture: Path) -> str:
+    """The data path's section."""
+    tls = "TLS" if records[0]["tls"] else "plaintext"
+    lines = [f"## Data path, {tls}\n", f"`{COMMANDS[name]}`\n", f"![CPU per request]({picture})\n"]
+    compared = [each for each in records if each["ratios"]]
+    lines += ["Ours ÷ Go; bounds in brackets:\n", table(("", *HEADINGS), [_compared(each) for each in compared])]
+    head = ("", "side", "CPU µs", "Envoy CPU µs", "p50 ms", "p90 ms", "p99 ms", "requests/s")
+    lines += ["Medians over the rounds:\n", table(head, [row for each in records for row in _medians(each)])]
+    memory = ", ".join(f"{side} {size / 1e6:.0f} MB" for side, size in records[0]["memory"].items())
+    lines.append(f"Most memory in the whole run: {memory}.\n")
+    return "\n".join(lines)
+
+
+def _compared(record: Record) -> list[str]:
+    cells = [record["case"]]
+    for key in FIGURES:
+        text = str(Ratio(**record["ratios"][key]))
+        if key in record["bounds"]:
+            text += f" [≤ {record['bounds'][key]:.2f}: {record['verdicts'][key]}]"
+        cells.append(text)
+    return cells
+
+
+def _medians(record: Record) -> list[list[str]]:
+    rows = []
+    for side, samples in record["samples"].items():
+        middle = {key: statistics.median(each[key] for each in samples) for key in samples[0]}
+        rate = statistics.median(each["requests"] / each["seconds"] for each in samples)
+        cpu = f"{middle['cpu'] * 1e6:.0f}" if side != "none" else ""
+        latencies = [f"{middle[key] * 1e3:.2f}" for key in ("p50", "p90", "p99")]
+        rows.append([record["case"], side, cpu, f"{middle['envoy_cpu'] * 1e6:.0f}", *latencies, f"{rate:.0f}"])
+    return rows
+
+
+def cpu_chart(records: Sequence[Record]) -> str:
+    """CPU per request, a group of bars per case."""
+    groups = []
+    for record in records:
+        bars = []
+        for series, (label, side) in enumerate((("ours", "ours"), ("Go", "go"))):
+            values = [max(each["cpu"] * 1e6, 1.0) for each in record["samples"].get(side, ())]
+            if values:
+                bars.append(Bar(label, series, statistics.median(values), min(values), max(values)))
+        groups.append((record["case"], bars))
+    tls = "TLS" if records[0]["tls"] else "plaintext"
+    return chart("CPU of the endpoint picker per request", f"medians and extremes of the rounds; {tls}", groups, "µs")
+
+
+def scraping(record: Record) -> str:
+    """The section about reading metrics."""
+    head = ("endpoints", "side", "idle cores", "busy cores", "scrapes/s", "oldest metric p50 s", "p99 s", "MB")
+    rows = []
+    for each in record["readings"]:
+        idle = f"{statistics.median(each['idle_cpu']):.3f}"
+        ages = [f"{each['age_p50']:.2f}", f"{each['age_p99']:.2f}"]
+        busy, scrapes = f"{each['busy_cpu']:.3f}", f"{each['scrapes_per_second']:.0f}"
+        rows.append([str(each["endpoints"]), each["name"], idle, busy, scrapes, *ages, f"{each['memory'] / 1e6:.0f}"])
+    text = "Pages of 34 KB. The oldest metric is that of the endpoint read longest ago, whenever a decision was made.\n"
+    return "\n".join(
+        ["## Reading metrics\n", f"`{COMMANDS['scraping']}`\n", text, table(head, rows), _verdicts(record)]
+    )
+
+
+def scale(record: Record) -> str:
+    """The section about size."""
+    head = ("", "endpoints", "decision p50 / p99 ms", "with a full index", "birth seen, max s", "death, max s", "MB")
+
+    def pair(values: Sequence[float]) -> str:
+        return f"{percentile(values, 50) * 1e3:.2f} / {percentile(values, 99) * 1e3:.2f}" if values else ""
+
+    def most(values: Sequence[float]) -> str:
+        return f"{max(values):.2f}" if values else ""
+
+    rows = []
+    for each in record["readings"]:
+        decisions = [pair(each["decisions"]), pair(each["prefix_decisions"])]
+        changes = [most(each["births"]), most(each["deaths"])]
+        rows.append([each["name"], str(each["endpoints"]), *decisions, *changes, f"{each['memory'] / 1e6:.0f}"])
+    return "\n".join(["## Scale\n", f"`{COMMANDS['scale']}`\n", table(head, rows), _verdicts(record)])
+
+
+def _verdicts(record: Record) -> str:
+    return "".join(f"- {key}: {verdict}\n" for key, verdict in record["verdicts"].items())

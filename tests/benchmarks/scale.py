@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How pickers bear size: 100, 1 000, 5 000 endpoints, 100 000 cached prefix blocks, pods that come and go, 50 pools.
+
+``python -m benchmarks.scale --help``. A decision is timed from outside, over ext_proc without an Envoy: headers and
+a small body go in, the routing comes out; the pickers take turns. A pod's birth is seen when a request that only this
+pod may serve is routed, its death when such a request is refused. Pods are objects in the API server that nobody runs;
+servers at their addresses show metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from conformance.kit.wait import PATIENCE
+from conformance.kit.world import World
+
+from benchmarks import rig, sides
+from benchmarks.client import Client
+from benchmarks.ratios import percentile
+from benchmarks.sides import Side
+
+BOUND_ENDPOINTS, BOUND_DECISION, BOUND_MEMORY, BOUND_DEATH = 5000, 0.005, 1e9, 1.0
+"""With so many endpoints: seconds of a decision (p99), bytes, seconds until a death is seen."""
+PROMPT = "tell me about the lighthouse and its keeper " * 20
+BLOCK_BYTES, PROMPT_BLOCKS = 256, 16
+PATIENCE.seconds = 120.0  # thousands of pods take a while to be known
+
+
+@dataclass
+class Reading:
+    """One picker with so many endpoints. Seconds, bytes."""
+
+    name: str
+    endpoints: int
+    decisions: list[float] = field(default_factory=list)
+    births: list[float] = field(default_factory=list)
+    deaths: list[float] = field(default_factory=list)
+    prefix_decisions: list[float] = field(default_factory=list)
+    """Decisions once the prefix cache's index is full."""
+    memory: int = 0
+
+
+def decide(clients: dict[str, Client], count: int) -> dict[str, list[float]]:
+    """Decisions of all pickers in turns, each prompt new behind a beginning that all share."""
+    found: dict[str, list[float]] = {name: [] for name in clients}
+    for number in range(count + 20):
+        for name, client in clients.items():
+            reply = client.decide(f"{PROMPT} {uuid.uuid4()}")
+            if number >= 20:  # connections, caches
+                found[name].append(reply.seconds)
+    return found
+
+
+def until(condition: Callable[[], bool], limit: float = 60.0) -> float:
+    """Seconds until it is true."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > limit:
+            raise rig.RigError(f"nothing happened for {limit:g} s")
+        time.sleep(0.002)
+    return time.monotonic() - started
+
+
+def lives(around: World, pool: str, clients: dict[str, Client], times: int) -> tuple[dict[str, list[float]], ...]:
+    """Pods that are born and die: seconds until each picker has seen it, from when the API server has answered."""
+    births: dict[str, list[float]] = {name: [] for name in clients}
+    deaths: dict[str, list[float]] = {name: [] for name in clients}
+    for number in range(times):
+        host, pod = around.address(), f"{pool}-extra-{number}"
+        for found, act in (
+            (births, lambda pod=pod, host=host: around.space.create_pod(pod, host, {"pool": pool})),
+            (deaths, lambda pod=pod: around.space.delete_pod(pod)),
+        ):
+            act()
+            wanted = 0 if found is births else 503
+            with ThreadPoolExecutor(len(clients)) as threads:
+                seen = {
+                    name: threads.submit(until, lambda c=client, w=wanted, h=host: c.decide("x", [h]).status == w)
+                    for name, client in clients.items()
+                }
+                for name, future in seen.items():
+                    found[name].append(future.result())
+    return births, deaths
+
+
+def fill(client: Client, blocks: int) -> None:
+    """Give a picker so many different prefix blocks to remember."""
+
+    def one(_: int) -> None:
+        client.decide("".join(str(uuid.uuid4()) for _ in range(PROMPT_BLOCKS * BLOCK_BYTES // 36)))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, range(blocks // PROMPT_BLOCKS)))
+
+
+def measure(count: int, decisions: int, changes: int, blocks: int) -> list[Reading]:
+    """Both pickers with so many endpoints, which they share."""
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        around = enter(sides.surroundings())
+        hosts = [around.address() for _ in range(count)]
+        print(f"{count} pods", file=sys.stderr, flush=True)
+        enter(sides.pool(around, "scale", hosts))
+        running = {name: enter(sides.side(around, name, "scale", count)) for name in ("ours", "go")}
+        clients = {name: enter(Client(_port(side))) for name, side in running.items()}
+        readings = {name: Reading(name, count) for name in running}
+        print("decisions", file=sys.stderr, flush=True)
+        for name, seconds in decide(clients, decisions).items():
+            readings[name].decisions = seconds
+        print("births and deaths", file=sys.stderr, flush=True)
+        births, deaths = lives(around, "scale", clients, changes)
+        for name, side in running.items():
+            readings[name].births, readings[name].deaths = births[name], deaths[name]
+            print(f"{blocks} prefix blocks: {name}", file=sys.stderr, flush=True)
+            fill(clients[name], blocks)
+            readings[name].memory = rig.peak_memory_bytes(side.pid)
+        for name, seconds in decide(clients, decisions).items():
+            readings[name].prefix_decisions = seconds
+        return list(readings.values())
+
+
+def _port(side: Side) -> int:
+    assert side.picker is not None
+    return side.picker.ports.grpc
+
+
+@contextlib.contextmanager
+def many(around: World, count: int, pods: int) -> Iterator[list[str]]:
+    """So many pools with so many pods each."""
+    with contextlib.ExitStack() as stack:
+        names = [f"many-{number}" for number in range(count)]
+        for name in names:
+            stack.enter_context(sides.pool(around, name, [around.address() for _ in range(pods)]))
+        yield names
+
+
+def measure_pools(count: int, decisions: int) -> Reading:
+    """One process of ours that serves many pools; the reference serves one."""
+    with contextlib.ExitStack() as stack:
+        around = stack.enter_context(sides.surroundings())
+        print(f"{count} pools", file=sys.stderr, flush=True)
+        names = stack.enter_context(many(around, count, 4))
+        more = [f"--pool-name={name}" for name in names[1:]]
+        side = stack.enter_context(sides.side(around, "ours", names[0], 4, *more))
+        reading = Reading(f"ours, {count} pools", 4 * count)
+        for name in names:
+            with Client(_port(side), name) as client:
+                reading.decisions += decide({name: client}, decisions // count)[name]
+        reading.memory = rig.peak_memory_bytes(side.pid)
+        return reading
+
+
+def show(readings: Sequence[Reading]) -> dict[str, str]:
+    """A table, and the verdicts by bound."""
+    print(f"\n{'':16}{'endpoints':>10}{'decision p50':>14}{'p99 ms':>9}{'with index p50':>16}{'p99 ms':>9}", end="")
+    print(f"{'birth max s':>13}{'death max s':>13}{'MB':>7}")
+    for each in readings:
+        print(f"{each.name:16}{each.endpoints:>10}", end="")
+        for values, widths in ((each.decisions, (14, 9)), (each.prefix_decisions, (16, 9))):
+            for percent, width in zip((50, 99), widths, strict=True):
+                print(f"{percentile(values, percent) * 1e3:{width}.2f}", end="")
+        print(f"{max(each.births, default=0):13.2f}{max(each.deaths, default=0):13.2f}{each.memory / 1e6:7.0f}")
+    verdicts = {}
+    for each in readings:
+        if each.name == "ours" and each.endpoints == BOUND_ENDPOINTS:
+            verdicts = {
+                f"a decision (p99) in {BOUND_DECISION * 1e3:g} ms": percentile(each.decisions, 99) <= BOUND_DECISION,
+                f"{BOUND_MEMORY / 1e6:g} MB": each.memory <= BOUND_MEMORY,
+                f"a death seen in {BOUND_DEATH:g} s": max(each.deaths) <= BOUND_DEATH,
+            }
+    for key, met in verdicts.items():
+        print(f"{BOUND_ENDPOINTS} endpoints, {key}: {'met' if met else 'missed'}")
+    return {key: "met" if met else "missed" for key, met in verdicts.items()}
+
+
+def main() -> int:
+    """Measure, print, keep the raw figures; 1 when a bound was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
+    parser.add_argument("--endpoints", type=int, nargs="*", default=[100, 1000, 5000])
+    parser.add_argument("--decisions", type=int, default=500, help="timed on each side (default %(default)s)")
+    parser.add_argument("--changes", type=int, default=5, help="pods that come and go (default %(default)s)")
+    parser.add_argument("--prefix-blocks", type=int, default=100_000, help="default %(default)s")
+    parser.add_argument("--pools", type=int, default=50, help="pools in one process; 0 leaves it out")
+    parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
+    given = parser.parse_args()
+    readings = []
+    for count in given.endpoints:
+        readings += measure(count, given.decisions, given.changes, given.prefix_blocks)
+    if given.pools:
+        readings.append(measure_pools(given.pools, given.decisions))
+    verdicts = show(readings)
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        record = {"readings": [asdict(each) for each in readings], "verdicts": verdicts}
+        given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return int("missed" in verdicts.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What benchmarks say about their figures: ratios, verdicts, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks import datapath, report
+from benchmarks.datapath import FULL_DUPLEX, Case, Sample
+from benchmarks.load import Shape
+from benchmarks.ratios import Ratio, percentile, ratio
+
+CASE = Case(FULL_DUPLEX, Shape(3200, 16), {"cpu": 0.4})
+
+
+def sample(cpu: float, p50: float) -> Sample:
+    return Sample(100, 2.0, p50, 2 * p50, 3 * p50, p50 / 2, cpu, 1e-4)
+
+
+def samples(ours: list[float]) -> dict[str, list[Sample]]:
+    return {
+        "none": [sample(0.0, 1e-3) for _ in ours],
+        "ours": [sample(cpu, 2e-3) for cpu in ours],
+        "go": [sample(4e-4, 3e-3) for _ in ours],
+    }
+
+
+def test_a_ratio_of_steady_figures_is_exact() -> None:
+    assert ratio([2.0, 2.0, 2.0], [4.0, 4.0, 4.0]) == Ratio(0.5, 0.5, 0.5)
+
+
+def test_the_interval_holds_the_ratio_and_grows_with_the_spread() -> None:
+    steady, shaky = ratio([1.9, 2.0, 2.1, 2.0], [4.0] * 4), ratio([1.0, 2.0, 3.0, 2.0], [4.0] * 4)
+    assert steady.low <= steady.value <= steady.high
+    assert shaky.spread > steady.spread
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0])])
+def test_a_ratio_needs_both_figures_of_every_round(ours: list[float], theirs: list[float]) -> None:
+    with pytest.raises(ValueError, match="one of each"):
+        ratio(ours, theirs)
+
+
+def test_percentiles() -> None:
+    assert percentile([], 50) == 0.0
+    assert percentile(range(100), 50) == 50
+    assert percentile(range(100), 99) == 99
+
+
+def test_latency_added_is_against_the_envoy_that_asks_nobody() -> None:
+    found = datapath.compare(samples([1e-4] * 4))
+    assert found["cpu"].value == pytest.approx(0.25)
+    assert found["added_p50"].value == pytest.approx(0.5)  # (2 - 1) / (3 - 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [([1e-4] * 4, "met"), ([3e-4] * 4, "missed"), ([0.2e-4, 3e-4, 0.2e-4, 3e-4], "too noisy")],
+)
+def test_verdicts(ours: list[float], verdict: str) -> None:
+    assert datapath.judge(CASE, datapath.compare(samples(ours))) == {"cpu": verdict}
+
+
+def test_without_the_reference_nothing_is_compared() -> None:
+    found = samples([1e-4])
+    del found["go"]
+    assert datapath.compare(found) == {}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status"), [(["met"], 0), (["met", "too noisy"], 3), (["too noisy", "missed"], 1), ([], 0)]
+)
+def test_the_exit_status(verdicts: list[str], status: int) -> None:
+    assert datapath.verdict([{"verdicts": dict(enumerate(verdicts))}]) == status
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    found = samples([1e-4] * 3)
+    ratios = datapath.compare(found)
+    record = datapath._record(CASE, found, ratios, datapath.judge(CASE, ratios), tls=False)
+    (tmp_path / "performance").mkdir()
+    records = [{**record, "memory": {"ours": 80e6, "go": 110e6}}]
+    (tmp_path / "performance" / "datapath.json").write_text(json.dumps(records))
+    page = tmp_path / "performance.md"
+    assert page in report.write(tmp_path / "performance", page)
+    assert "0.25 (0.25 to 0.25) [≤ 0.40: met]" in page.read_text()
+    assert "<svg" in (tmp_path / "performance" / "datapath.svg").read_text()
+
+
+def test_modes_of_the_reference() -> None:
+    assert {mode.name for mode in datapath.MODES if mode.reference} == {
+        "full duplex",
+        "request and response headers",
+    }
