@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
-PLAYBOOKS = ("site", "verify", "teardown")
+PLAYBOOKS = sorted(path.name.removesuffix(".meta.yml") for path in (ROOT / "playbooks").glob("*.meta.yml"))
 
 
 def options(role: str, entry_point: str = "main") -> dict[str, Any]:
@@ -61,3 +61,23 @@ def test_inventories_set_only_variables_that_there_are(inventory: str) -> None:
     variables = yaml.safe_load((ROOT / "inventories" / inventory / "group_vars" / "all" / "main.yml").read_text())
     assert set(variables) - known <= {f"{inventory}_facts"}
     assert set(variables) & known
+
+
+def test_every_playbook_has_a_contract_that_it_checks() -> None:
+    plays = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "playbooks").glob("*.yml")}
+    named = {name: play[0]["validate_argspec"] for name, play in plays.items() if not name.endswith(".meta")}
+    assert named == {name: name for name in PLAYBOOKS}
+
+
+def test_playbooks_know_each_others_variables() -> None:
+    """An inventory is for all of them, and a name is mistyped only if none knows it."""
+    template = (ROOT / "playbooks" / "templates" / "unknown_variables.j2").read_text()
+    assert [name for name in PLAYBOOKS if f"'{name}'" not in template] == []
+
+
+def test_playbooks_mean_the_same_by_the_same_name() -> None:
+    kinds: dict[str, set[str]] = {}
+    for playbook in PLAYBOOKS:
+        for name, option in contract(playbook).items():
+            kinds.setdefault(name, set()).add(f"{option['type']} {option.get('elements')} {option.get('default')}")
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}

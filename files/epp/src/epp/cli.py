@@ -104,11 +104,12 @@ def _read(path: str) -> str:
 
 
 def _load_config(settings: Settings) -> EndpointPickerConfig:
+    gates = config.gates(os.environ)
     if settings.config_file:
-        return config.load(_read(settings.config_file), settings.config_file)
+        return config.load(_read(settings.config_file), settings.config_file, gates)
     if settings.config_text:
-        return config.load(settings.config_text, "--config-text")
-    return config.default()
+        return config.load(settings.config_text, "--config-text", gates)
+    return config.default(gates)
 
 
 def _by_flag(settings: Settings) -> bool:

@@ -61,6 +61,8 @@ class Endpoint:
     """Prompt tokens (estimated, without those in the prefix cache) of the unseen requests."""
     refused: bool = False
     """Its metrics could be read, and nobody listens there now: the process is gone, the watch has yet to say so."""
+    models: Mapping[str, bytes] | None = None
+    """What its ``/v1/models`` says, by the model's name: the JSON of each entry; None while nobody has asked it."""
     unmetered: bool = False
     """It serves and has no metrics: the requests in flight stand in for them, and nothing of it is ever late."""
     hostport: str = ""
@@ -149,7 +151,39 @@ class Decision:
             self.charges = (Charge(self.endpoints[0]),)
 
 
-class Rejection(Exception):
+class Immediate(Exception):
+    """A request that the picker answers itself; raised in place of a decision."""
+
+    status: int
+    """HTTP status."""
+
+    def body(self) -> str:
+        """The text that the client receives."""
+        raise NotImplementedError
+
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer."""
+        return {}
+
+
+class Reply(Immediate):
+    """An answer that needs no endpoint."""
+
+    def __init__(self, body: str, content_type: str = "application/json", status: int = 200) -> None:
+        super().__init__(f"answered with {status}")
+        self.status = status
+        self._body, self._content_type = body, content_type
+
+    def body(self) -> str:
+        """What was asked for."""
+        return self._body
+
+    def headers(self) -> dict[str, str]:
+        """What the body is."""
+        return {"content-type": self._content_type}
+
+
+class Rejection(Immediate):
     """A request that will not be sent to any endpoint.
 
     ``status`` is the HTTP status, ``code`` the reference's error class (``ResourceExhausted``, ``ServiceUnavailable``,

@@ -22,15 +22,19 @@ import uvloop
 
 from epp import __version__, ciphers, config, plugins
 from epp.config import ConfigError, EndpointPickerConfig
-from epp.datalayer import Datastore, EndpointsFile, PoolWatcher, Scraper, SelectorWatcher, Source
+from epp.datalayer import Datastore, EndpointsFile, ModelsReader, PoolWatcher, Scraper, SelectorWatcher, Source
 from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
-from epp.extproc import Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
+from epp.extproc.director import Ticket
+from epp.extproc.exchange import Router
+from epp.flowcontrol import FlowController
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.queueing import flow_controller
 from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
@@ -82,6 +86,10 @@ def run(settings: Settings, cfg: EndpointPickerConfig) -> int:
     return 0
 
 
+LAST_WORDS = 0.2
+"""Seconds that it may take to tell clients that their requests have waited in vain."""
+
+
 class Worker(Protocol):
     """A part that works in the background."""
 
@@ -97,7 +105,11 @@ class Pool:
     datastore: Datastore
     source: Source
     scraper: Scraper
-    director: Director
+    router: Router
+    models: ModelsReader | None
+    """Asks the endpoints for their models, if anybody wants to know."""
+    flow_control: FlowController[Ticket] | None
+    """None when requests do not wait."""
 
 
 @dataclass
@@ -137,6 +149,7 @@ class _Running:
     work: Sequence[Worker]
     election: Election | None
     stop: asyncio.Event
+    queues: Sequence[FlowController[Ticket]]
 
 
 async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
@@ -149,22 +162,23 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         if client is not None:
             client.on_failure = recorder.watch_failed
         objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
-        pools = _pools(settings, cfg, client, objectives, recorder)
+        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
+        queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
-        service = StreamService(_router(pools, recorder), recorder, watchdog=watchdog)
+        service = _service(cfg, _router(pools, recorder), recorder, watchdog)
         servers = _Servers(
             transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
         )
-        work: list[Worker] = [worker for pool in pools for worker in (pool.source, pool.scraper)]
+        work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
         if objectives is not None:
             work.append(objectives)
         watchdog.start()
         try:
             await servers.start(settings)
-            await _run(_Running(settings, servers, health, work, election, stop))
+            await _run(_Running(settings, servers, health, work, election, stop, queues))
         finally:
             await servers.stop()
     finally:
@@ -177,10 +191,18 @@ def _synced(datastore: Datastore) -> Callable[[], bool]:
     return lambda: datastore.synced
 
 
-def _router(pools: Sequence[Pool], recorder: Recorder) -> Director | PoolRouter:
+def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watchdog: Watchdog) -> StreamService:
+    """What the transport serves. Where requests wait, flow control itself says how long."""
+    if cfg.flow_control is None:
+        return StreamService(router, recorder, watchdog=watchdog)
+    evicting = cfg.flow_control.eviction is not None
+    return StreamService(router, recorder, decision_timeout=None, watchdog=watchdog, interruptible=evicting)
+
+
+def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     if len(pools) == 1:
-        return pools[0].director
-    return PoolRouter({pool.name: pool.director for pool in pools}, recorder)
+        return pools[0].router
+    return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
 async def _run(running: _Running) -> None:
@@ -213,6 +235,8 @@ async def _drain(running: _Running) -> None:
     await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, second):
         task.cancel()
+    if sum(queue.close() for queue in running.queues):
+        await asyncio.sleep(LAST_WORDS)
     log.info("stopped")
 
 
@@ -252,6 +276,7 @@ def _pools(
     client: KubeClient | None,
     objectives: Objectives | None,
     recorder: Recorder,
+    watchdog: Watchdog,
 ) -> list[Pool]:
     """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
     file = _file(settings, cfg)
@@ -261,7 +286,7 @@ def _pools(
     subset = not settings.disable_endpoint_subset_filter
     options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
-    scraping = config.scrape_options(cfg, given)
+    scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
     pools = []
     for name in names:
         datastore = Datastore(name)
@@ -269,9 +294,15 @@ def _pools(
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         priority_of = partial(objectives.priority, name) if objectives else _no_priority
+        queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
         decided = partial(recorder.decisions.note, name)
-        director = Director(scheduler, datastore, recorder, options, priority_of, decided)
-        pools.append(Pool(name, datastore, source, Scraper(datastore, scraping, recorder.scrape_failed), director))
+        director = Director(scheduler, datastore, recorder, options, priority_of, queue, decided)
+        router: Router = director
+        if scheduler.responders:
+            router = AnsweringRouter(director, scheduler.responders, director.candidates)
+        scraper = Scraper(datastore, scraping, recorder.scrape_failed)
+        models = ModelsReader(datastore, asking) if asking else None
+        pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
 
 

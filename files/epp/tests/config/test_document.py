@@ -126,7 +126,10 @@ class TestEnvironment:
         assert "there is only one data layer here" in cfg.warnings[0]
         assert with_environment(cfg, {"ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER": "false"}) == cfg
         cfg = with_environment(config.default(), {"ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER": "true"})
-        assert "does not queue requests" in cfg.warnings[0]
+        assert "write flowControl into featureGates" in cfg.warnings[0]
+        environment = {"ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER": "true"}
+        assert config.default(config.gates(environment)).flow_control is not None
+        assert config.default(config.gates({})).flow_control is None
 
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -158,7 +161,7 @@ def test_file_discovery() -> None:
         (
             "plugins: [{type: metrics-data-source}, {type: metrics-data-source, name: b}]\ndataLayer: {sources: "
             "[{pluginRef: metrics-data-source}, {pluginRef: b}]}",
-            "dataLayer.sources: more than one source is not available",
+            "dataLayer.sources: has more than one metrics-data-source; keep one",
         ),
         (
             "plugins: [{type: openai-parser}]\nrequestHandler: {parsers: [{pluginRef: openai-parser}]}\n"

@@ -118,11 +118,9 @@ def test_detector_by_reference() -> None:
 
 
 def test_what_has_no_effect_is_said() -> None:
-    (warning,) = load("featureGates: [flowControl]\n").warnings
-    assert "this version of the EPP does not queue requests" in warning
     (warning,) = load("flowControl: {maxRequests: 5, enableEviction: true}\n").warnings
     assert "maxRequests" in warning
-    assert "requests are not queued" in warning
+    assert "the feature gate flowControl is off" in warning
     (warning,) = load(
         "plugins: [{type: queue-scorer}, {type: openai-parser}]\n"
         "schedulingProfiles: [{name: a, plugins: [{pluginRef: openai-parser}]}]\n"

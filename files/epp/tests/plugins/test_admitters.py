@@ -14,7 +14,7 @@ from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.model import Endpoint, EndpointMetrics, InferenceRequest, Rejection
 from epp.observe import Recorder
-from epp.plugins.latency_slo_admitter import TTFT, target
+from epp.plugins.slo import TTFT, target
 from epp.scheduling import Admitter, LatencyPrediction, Plugin, Scheduler
 from epp.scheduling.api import Context, NoParameters
 

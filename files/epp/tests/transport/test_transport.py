@@ -43,10 +43,14 @@ class EchoService:
 
     def open(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> EchoExchange:
         self.metadata = dict(metadata)
-        return EchoExchange(self)
+        self.last = EchoExchange(self)
+        return self.last
 
 
 class EchoExchange:
+    interruptible = True
+    push: Callable[[Iterable[bytes]], None] | None = None
+
     def __init__(self, service: EchoService) -> None:
         self._service = service
         self.done = False
@@ -67,6 +71,12 @@ class EchoExchange:
 
     def close(self, code: str) -> None:
         self._service.closed.append(code)
+
+    def interrupt(self, body: bytes) -> None:
+        """Say something that nobody has asked for, and end."""
+        self.done = True
+        assert self.push is not None
+        self.push(self._echo(body))
 
     def _echo(self, body: bytes) -> Iterator[bytes]:
         for piece in (body, body.upper()):
@@ -196,6 +206,33 @@ async def test_a_peer_that_goes_away_closes_the_exchange(start: Start, waiting: 
     # Between two messages grpcio does not tell a peer that went away from one that has finished.
     await until(lambda: bool(service.closed))
     assert service.closed in (["CANCELLED"], ["OK"])
+
+
+async def test_an_exchange_has_the_last_word(start: Start) -> None:
+    """What it says out of turn is sent at once, and the stream ends well; the next one is none the worse for it."""
+    _, service, call = await start()
+    for _ in range(3):
+        stream = call()
+        await stream.write(body(b"x"))
+        assert [await read(stream), await read(stream)] == [b"x", b"X"]
+        service.last.interrupt(b"out")
+        assert [await read(stream), await read(stream)] == [b"out", b"OUT"]
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() == grpc.StatusCode.OK
+    assert service.closed == ["OK"] * 3
+
+
+async def test_the_last_word_comes_after_an_answer_that_is_being_sent(start: Start) -> None:
+    """An answer that waits for a slow reader is sent to its end first."""
+    _, service, call = await start()
+    stream = call()
+    large = bytes(3 * 1024 * 1024)
+    await stream.write(body(large))
+    await asyncio.sleep(0.2)
+    service.last.interrupt(b"out")
+    sizes = [len(await read(stream)) for _ in range(4)]
+    assert sizes == [len(large), len(large), 3, 3]
+    assert await stream.code() == grpc.StatusCode.OK
 
 
 async def test_message_sizes_are_bounded(start: Start) -> None:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from epp.config.environment import with_environment
+from epp.config.environment import gates, with_environment
 from epp.config.errors import ConfigError
 from epp.config.loader import default, effective, load
 from epp.config.schema import EndpointPickerConfig, PluginSpec, ProfileSpec
-from epp.config.wiring import scrape_options
+from epp.config.wiring import models_options, scrape_options
 
 __all__ = [
     "ConfigError",
@@ -16,7 +16,9 @@ __all__ = [
     "ProfileSpec",
     "default",
     "effective",
+    "gates",
     "load",
+    "models_options",
     "scrape_options",
     "with_environment",
 ]

@@ -21,11 +21,16 @@ _FLOW_CONTROL = "ENABLE_EXPERIMENTAL_FLOW_CONTROL_LAYER"
 _DATA_LAYER = "ENABLE_EXPERIMENTAL_DATALAYER_V2"
 
 
+def gates(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The feature gates that the environment switches on."""
+    return ("flowControl",) if environment.get(_FLOW_CONTROL, "").lower() in ("1", "t", "true") else ()
+
+
 def with_environment(cfg: EndpointPickerConfig, environment: Mapping[str, str]) -> EndpointPickerConfig:
     """The configuration with what the environment says. Raises ConfigError, which names the variable."""
     warnings = list(cfg.warnings)
-    if environment.get(_FLOW_CONTROL, "").lower() in ("1", "t", "true"):
-        warnings.append(f"{_FLOW_CONTROL} has no effect: this version of the EPP does not queue requests")
+    if gates(environment):
+        warnings.append(f"{_FLOW_CONTROL} is deprecated; write flowControl into featureGates of the configuration")
     if _DATA_LAYER in environment:
         warnings.append(f"{_DATA_LAYER} has no effect: there is only one data layer here")
     changed: dict[str, Any] = {}

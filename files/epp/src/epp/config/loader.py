@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from epp.config.document import Decoder, Located, camel, duration_text, parse
 from epp.config.errors import ConfigError, did_you_mean
+from epp.config.flow import FlowReading, plain
 from epp.config.raw import (
     PluginRef,
     RawConfig,
@@ -26,6 +27,7 @@ from epp.config.schema import (
     KIND,
     DataSourceSpec,
     EndpointPickerConfig,
+    FlowControlSpec,
     PluginSpec,
     ProfilePlugin,
     ProfileSpec,
@@ -62,24 +64,23 @@ schedulingProfiles:
 GATES = {"flowControl": False, "haPopulateNonLeaderDatastore": True, "dataLayer": True, "prepareDataPlugins": True}
 """Feature gates and what they are when nobody sets them."""
 
-NO_FLOW_CONTROL = (
-    "the feature gate flowControl is on, but this version of the EPP does not queue requests: all are sent on at once, "
-    "but for sheddable ones (priority below 0), which are refused while the pool is saturated"
-)
 DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
 """What understands requests when requestHandler does not say; the last one takes what the others do not know."""
+
+EXTRACTORS = {"metrics-data-source": "core-metrics-extractor", "models-data-source": "models-data-extractor"}
+"""Which extractor reads a source that was added."""
 
 LATER = "is not available in this version of the EPP; remove it"
 
 
-def load(text: str, source: str) -> EndpointPickerConfig:
-    """Read YAML (or JSON) text; ``source`` names it in errors. Raises ConfigError."""
-    return _Loading(parse(text, source), source).result()
+def load(text: str, source: str, gates: Collection[str] = ()) -> EndpointPickerConfig:
+    """Read YAML (or JSON) text; ``source`` names it in errors, ``gates`` are on anyway. Raises ConfigError."""
+    return _Loading(parse(text, source), source, gates).result()
 
 
-def default() -> EndpointPickerConfig:
+def default(gates: Collection[str] = ()) -> EndpointPickerConfig:
     """What runs without any configuration: queue 2, KV cache 2, prefix cache 3, as in the reference."""
-    return load(DEFAULT, "built-in default")
+    return load(DEFAULT, "built-in default", gates)
 
 
 def effective(cfg: EndpointPickerConfig) -> str:
@@ -112,7 +113,10 @@ def effective(cfg: EndpointPickerConfig) -> str:
         "plugins": plugins,
         "schedulingProfiles": profiles,
         "dataLayer": data_layer,
-        "flowControl": {"saturationDetector": {"pluginRef": cfg.saturation_detector}},
+        "flowControl": {
+            **(plain(cfg.flow_control) if cfg.flow_control else {}),
+            "saturationDetector": {"pluginRef": cfg.saturation_detector},
+        },
         "requestHandler": {"parsers": [{"pluginRef": name} for name in cfg.parsers]},
     }
     return yaml.safe_dump(document, sort_keys=False, default_flow_style=False, width=120)
@@ -138,8 +142,8 @@ def _plain_parameters(parameters: Any) -> dict[str, Any]:
 class _Loading:
     """The reading of one document, step by step; each step relies on those before it."""
 
-    def __init__(self, root: Located, source: str) -> None:
-        self._root, self._source = root, source
+    def __init__(self, root: Located, source: str, gates: Collection[str]) -> None:
+        self._root, self._source, self._forced = root, source, gates
         self._types: Mapping[str, type[Plugin]] = registry()
         self._decoder = Decoder(source, self._check_kind)
         self._specs: dict[str, PluginSpec] = {}
@@ -147,6 +151,7 @@ class _Loading:
         self._declared: dict[str, type[Plugin]] = {}
         self._warnings: list[str] = []
         self._found_by = ""
+        self._flow = RawFlowControl()
 
     def result(self) -> EndpointPickerConfig:
         """The configuration, complete."""
@@ -157,11 +162,12 @@ class _Loading:
         gates = self._gates(raw)
         self._plugins(raw)
         configured = tuple(self._specs)
-        detector = self._detector(raw)
+        detector = self._detector(raw, gates["flowControl"])
         profiles = self._profiles(raw, configured)
         handler = self._handler(raw, len(profiles))
         sources = self._sources(raw)
         parsers = self._parsers(raw)
+        flow_control = self._queueing(raw) if gates["flowControl"] else None
         self._needed()
         return EndpointPickerConfig(
             plugins=tuple(self._specs.values()),
@@ -171,6 +177,7 @@ class _Loading:
             sources=sources,
             discovery=self._found_by,
             parsers=parsers,
+            flow_control=flow_control,
             feature_gates=gates,
             source=self._source,
             api_version=raw.api_version,
@@ -208,8 +215,7 @@ class _Loading:
             if equals and value not in ("true", "false"):
                 raise self._at(path, f"must end in =true or =false, not ={value}", "featureGates", index)
             gates[name] = value != "false"
-        if gates["flowControl"]:
-            self._warnings.append(NO_FLOW_CONTROL)
+        gates.update(dict.fromkeys(self._forced, True))
         return gates
 
     def _plugins(self, raw: RawConfig) -> None:
@@ -249,7 +255,7 @@ class _Loading:
     def _kind(self, name: str) -> type[Plugin]:
         return self._types[self._specs[name].type]
 
-    def _of_kind(self, name: str, kind: type[Plugin], path: str, line: int) -> str:
+    def of_kind(self, name: str, kind: type[Plugin], path: str, line: int) -> str:
         """``name``, if it is a plugin of that kind."""
         self._check_kind(name, line, path, kind)
         return name
@@ -275,9 +281,9 @@ class _Loading:
         self._specs[name] = PluginSpec(name, plugin_type, parameters or self._types[plugin_type].PARAMETERS())
         return name
 
-    def _detector(self, raw: RawConfig) -> str:
+    def _detector(self, raw: RawConfig, queueing: bool) -> str:
         """From flowControl, from the deprecated top level (a reference, or v1.3's three numbers), else the default."""
-        named = self._flow_control(raw)
+        named = self._flow_control(raw, queueing)
         old = raw.saturation_detector
         if named is not None and old is not None:
             message = "is there twice, also in flowControl; remove this one"
@@ -292,7 +298,7 @@ class _Loading:
                 message = "is not possible beside pluginRef; remove one"
                 raise self._at(f"saturationDetector.{unknown}", message, "saturationDetector", unknown)
             reference = old.value["pluginRef"]
-            return self._of_kind(
+            return self.of_kind(
                 str(reference.value), SaturationDetector, "saturationDetector.pluginRef", reference.line
             )
         taken = self._first(SaturationDetector)
@@ -302,20 +308,31 @@ class _Loading:
         parameters = self._decoder.decode(self._types["utilization-detector"].PARAMETERS, old, "saturationDetector")
         return self._ensure("utilization-detector", parameters)
 
-    def _flow_control(self, raw: RawConfig) -> str | None:
-        """The detector that flowControl names; the rest has no effect while requests are not queued."""
+    def _flow_control(self, raw: RawConfig, queueing: bool) -> str | None:
+        """The detector that flowControl names."""
         if raw.flow_control is None:
             return None
-        flow: RawFlowControl = self._decoder.decode(RawFlowControl, raw.flow_control, "flowControl")
-        given = raw.flow_control.value or {}
-        idle = [key for key in given if key != "saturationDetector"]
-        if idle:
-            self._warnings.append(f"flowControl ({', '.join(idle)}) has no effect: requests are not queued")
-        if flow.saturation_detector is None:
+        self._flow = self._decoder.decode(RawFlowControl, raw.flow_control, "flowControl")
+        idle = [key for key in raw.flow_control.value or {} if key != "saturationDetector"]
+        if idle and not queueing:
+            names = ", ".join(idle)
+            self._warnings.append(f"flowControl ({names}) has no effect: the feature gate flowControl is off")
+        if self._flow.saturation_detector is None:
             return None
-        line = given["saturationDetector"].line
+        line = raw.flow_control.value["saturationDetector"].line
         path = "flowControl.saturationDetector.pluginRef"
-        return self._of_kind(flow.saturation_detector.plugin_ref, SaturationDetector, path, line)
+        return self.of_kind(self._flow.saturation_detector.plugin_ref, SaturationDetector, path, line)
+
+    def _queueing(self, raw: RawConfig) -> FlowControlSpec:
+        return FlowReading(self._source, self, raw.flow_control).result(self._flow)
+
+    def default(self, plugin_type: str) -> str:
+        """The first configured plugin of that type; one with default parameters if there is none."""
+        return self._ensure(plugin_type)
+
+    def first(self, kind: type[Plugin], plugin_type: str) -> str:
+        """The first configured plugin of that kind; one of that type with default parameters if there is none."""
+        return self._first(kind) or self._ensure(plugin_type)
 
     def _profiles(self, raw: RawConfig, configured: tuple[str, ...]) -> tuple[ProfileSpec, ...]:
         if not raw.scheduling_profiles:
@@ -389,23 +406,35 @@ class _Loading:
         if layer.discovery is not None:
             reference = layer.discovery.endpoints or PluginRef(layer.discovery.plugin_ref)
             line = located.value["discovery"].line
-            self._found_by = self._of_kind(reference.plugin_ref, Discovery, f"{key}.discovery", line)
+            self._found_by = self.of_kind(reference.plugin_ref, Discovery, f"{key}.discovery", line)
         sources: list[DataSourceSpec] = []
         for index, source in enumerate(layer.sources):
             line = located.value["sources"].value[index].line
             path = f"{key}.sources[{index}]"
-            name = self._of_kind(source.plugin_ref, DataSource, f"{path}.pluginRef", line)
+            name = self.of_kind(source.plugin_ref, DataSource, f"{path}.pluginRef", line)
             extractors = tuple(
-                self._of_kind(extractor.plugin_ref, Extractor, f"{path}.extractors[{position}].pluginRef", line)
+                self._extractor(extractor.plugin_ref, name, f"{path}.extractors[{position}].pluginRef", line)
                 for position, extractor in enumerate(source.extractors)
             )
             sources.append(DataSourceSpec(name, extractors))
-        if len(sources) > 1:
-            raise self._at(f"{key}.sources", "more than one source " + LATER, key, "sources")
-        if not sources and layer.inject_defaults:
-            extractor = self._ensure("core-metrics-extractor")
-            sources.append(DataSourceSpec(self._ensure("metrics-data-source"), (extractor,)))
+        types = [self._specs[source.plugin].type for source in sources]
+        twice = next((name for name in types if types.count(name) > 1), None)
+        if twice is not None:
+            raise self._at(f"{key}.sources", f"has more than one {twice}; keep one", key, "sources")
+        wanted = ["metrics-data-source"] if layer.inject_defaults else []
+        wanted += ["models-data-source"] if self._has("models-responder") else []
+        for name in wanted:
+            if name not in types:
+                sources.append(DataSourceSpec(self._ensure(name), (self._ensure(EXTRACTORS[name]),)))
         return tuple(sources)
+
+    def _has(self, plugin_type: str) -> bool:
+        return any(spec.type == plugin_type for spec in self._specs.values())
+
+    def _extractor(self, name: str, source: str, path: str, line: int) -> str:
+        """``name``, if it can read that source: figures want an extractor, news of endpoints may go to any plugin."""
+        news = self._types[self._specs[source].type] is self._types["endpoint-notification-source"]
+        return self.of_kind(name, Plugin if news else Extractor, path, line)
 
     def _parsers(self, raw: RawConfig) -> tuple[str, ...]:
         names: list[str] = []
@@ -413,14 +442,14 @@ class _Loading:
             handler: RawRequestHandler = self._decoder.decode(RawRequestHandler, raw.request_handler, "requestHandler")
             for index, reference in enumerate(handler.parsers):
                 path = f"requestHandler.parsers[{index}].pluginRef"
-                names.append(self._of_kind(reference.plugin_ref, Parser, path, raw.request_handler.line))
+                names.append(self.of_kind(reference.plugin_ref, Parser, path, raw.request_handler.line))
         if raw.parser is not None:
             if names:
                 raise self._at(
                     "parser", "is requestHandler.parsers' old form, and both are there; remove one", "parser"
                 )
             line = self._root.value["parser"].line
-            names.append(self._of_kind(raw.parser.plugin_ref, Parser, "parser.pluginRef", line))
+            names.append(self.of_kind(raw.parser.plugin_ref, Parser, "parser.pluginRef", line))
         return tuple(names) or tuple(self._ensure(each) for each in DEFAULT_PARSERS)
 
     def _needed(self) -> None:

@@ -44,6 +44,44 @@ class DataSourceSpec:
 
 
 @dataclass(frozen=True)
+class BandSpec:
+    """One priority band of flow control. Limits of 0 are none."""
+
+    fairness: str
+    """Name of the plugin that chooses among its flows."""
+    ordering: str
+    """Name of the plugin that orders the requests of a flow."""
+    max_requests: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class EvictionSpec:
+    """Names of the plugins that say which requests in flight may be given up, and in which order."""
+
+    filter: str
+    order: str
+
+
+@dataclass(frozen=True)
+class FlowControlSpec:
+    """Flow control. Limits of 0 are none; times to live are seconds, and 0 is without end."""
+
+    default_band: BandSpec
+    usage_limit: str
+    """Name of the plugin that says up to which saturation a band may dispatch."""
+    negative_band: BandSpec | None = None
+    """For priorities below 0; None for the same as the others."""
+    bands: tuple[tuple[int, BandSpec], ...] = ()
+    """Priorities that have a band of their own."""
+    max_requests: int = 0
+    max_bytes: int = 0
+    request_ttl: float = 60.0
+    no_endpoint_ttl: float = 60.0
+    eviction: EvictionSpec | None = None
+
+
+@dataclass(frozen=True)
 class EndpointPickerConfig:
     """A configuration that has been checked and completed: every reference resolves, every default is filled in."""
 
@@ -58,6 +96,8 @@ class EndpointPickerConfig:
     """Name of the plugin that says where the endpoints come from; empty when flags say it."""
     parsers: tuple[str, ...] = ()
     """Names of the parser plugins, in order."""
+    flow_control: FlowControlSpec | None = None
+    """None unless the feature gate is on."""
     feature_gates: dict[str, bool] = field(default_factory=dict)
     source: str = field(default="built-in default", compare=False)
     """Where it came from, for messages."""

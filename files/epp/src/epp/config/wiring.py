@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from epp.config.errors import ConfigError
-from epp.config.schema import EndpointPickerConfig
+from epp.config.schema import DataSourceSpec, EndpointPickerConfig
 from epp.datalayer.exposition import MetricSpec
+from epp.datalayer.http import ClientTls
 from epp.datalayer.mapping import ENGINE_LABELS, ENGINES, CustomMetric, EngineMetrics, Mapper
+from epp.datalayer.models import ModelsOptions
 from epp.datalayer.scrape import ScrapeOptions
 from epp.plugins.core_metrics_extractor import CoreMetricsExtractorParameters, EngineConfig
 from epp.plugins.metrics_data_source import MetricsDataSourceParameters
 from epp.plugins.model_server_protocol_metrics import ModelServerProtocolMetricsParameters
+from epp.plugins.models_data_source import ModelsDataSourceParameters
 
 METRIC_FLAGS = {
     "total-queued-requests-metric": "waiting",
@@ -53,9 +56,9 @@ def scrape_options(
     Flags win over defaults, and the configuration's own parameters over flags. Raises ConfigError.
     """
     flags = flags or {}
-    if not cfg.sources:
+    source = _source(cfg, MetricsDataSourceParameters)
+    if source is None:
         return ScrapeOptions(enabled=False)
-    source = cfg.sources[0]
     given: dict[str, Any] = {OPTION_FLAGS[name]: flags[name] for name in OPTION_FLAGS if name in flags}
     parameters: MetricsDataSourceParameters = cfg.plugin(source.plugin).parameters
     own = {
@@ -81,6 +84,23 @@ def scrape_options(
         mapper=_mapper(extractor, flags, cfg.source),
         **given,
     )
+
+
+def models_options(cfg: EndpointPickerConfig) -> ModelsOptions | None:
+    """How to ask endpoints for their models; None when nobody wants to know."""
+    source = _source(cfg, ModelsDataSourceParameters)
+    if source is None:
+        return None
+    given: ModelsDataSourceParameters = cfg.plugin(source.plugin).parameters
+    tls = ClientTls(
+        given.scheme, given.insecure_skip_verify, given.ca_cert_path, given.client_cert_path, given.client_key_path
+    )
+    return ModelsOptions(given.interval, path=given.path, port=given.port, tls=tls)
+
+
+def _source(cfg: EndpointPickerConfig, kind: type[Any]) -> DataSourceSpec | None:
+    """The source with parameters of this kind."""
+    return next((each for each in cfg.sources if isinstance(cfg.plugin(each.plugin).parameters, kind)), None)
 
 
 def _mapper(

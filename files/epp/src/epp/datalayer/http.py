@@ -11,11 +11,35 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, cast
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ClientTls:
+    """How servers are met. Paths are files in PEM."""
+
+    scheme: str = "http"
+    insecure_skip_verify: bool = True
+    ca_cert_path: str = ""
+    client_cert_path: str = ""
+    client_key_path: str = ""
+
+    def context(self) -> ssl.SSLContext | None:
+        """The TLS context for scheme https, None for http. Raises OSError for files that cannot be used."""
+        if self.scheme != "https":
+            return None
+        context = ssl.create_default_context(cafile=self.ca_cert_path or None)
+        if self.insecure_skip_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self.client_cert_path:
+            context.load_cert_chain(self.client_cert_path, self.client_key_path or None)
+        return context
 
 
 class HttpError(Exception):

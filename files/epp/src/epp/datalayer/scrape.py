@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from epp.datalayer.exposition import PageReader
-from epp.datalayer.http import GetClient, HttpError, NoPage, Refused
+from epp.datalayer.http import ClientTls, GetClient, HttpError, NoPage, Refused
 from epp.datalayer.mapping import Mapper, NoMetrics, Place
 from epp.datalayer.store import Datastore
 from epp.model import Endpoint, EndpointMetrics
@@ -81,15 +81,9 @@ class ScrapeOptions:
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS context for scheme https. Raises OSError for files that cannot be used."""
-        if self.scheme != "https":
-            return None
-        context = ssl.create_default_context(cafile=self.ca_cert_path or None)
-        if self.insecure_skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if self.client_cert_path:
-            context.load_cert_chain(self.client_cert_path, self.client_key_path or None)
-        return context
+        return ClientTls(
+            self.scheme, self.insecure_skip_verify, self.ca_cert_path, self.client_cert_path, self.client_key_path
+        ).context()
 
 
 class Scraper:

@@ -44,6 +44,7 @@ class Datastore:
         self._added: list[Callable[[Endpoint], None]] = []
         self._removed: list[Callable[[Endpoint], None]] = []
         self._busy: list[Callable[[Endpoint], None]] = []
+        self._observed: list[Callable[[], None]] = []
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """A snapshot of the endpoints that are ready and not being deleted."""
@@ -60,6 +61,10 @@ class Datastore:
     def on_acquired(self, callback: Callable[[Endpoint], None]) -> None:
         """Call ``callback`` whenever a request goes to an endpoint."""
         self._busy.append(callback)
+
+    def on_observed(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after each reading of an endpoint's metrics."""
+        self._observed.append(callback)
 
     def replace(self, wanted: Iterable[Endpoint]) -> None:
         """Make ``wanted`` the endpoints: those known already (same name, namespace, address, port) keep their state.
@@ -132,11 +137,12 @@ class Datastore:
         """Take over a new reading, asked for at ``asked_at`` (monotonic seconds). For the scraper."""
         endpoint.metrics = metrics
         sent = self._unseen.get(endpoint)
-        if not sent:
-            return
-        while sent and sent[0][0] < asked_at - SEEN_AFTER:
-            endpoint.unseen_tokens -= sent.popleft()[1]
-        endpoint.unseen = len(sent)
+        if sent:
+            while sent and sent[0][0] < asked_at - SEEN_AFTER:
+                endpoint.unseen_tokens -= sent.popleft()[1]
+            endpoint.unseen = len(sent)
+        for callback in self._observed:
+            callback()
 
 
 def _identity(endpoint: Endpoint) -> tuple[str, str, str, int]:

@@ -6,6 +6,7 @@ No I/O happens here. A transport brings messages in and takes messages out; plug
 
 from __future__ import annotations
 
+from epp.extproc.answers import AnsweringRouter
 from epp.extproc.director import Director, DirectorOptions
 from epp.extproc.exchange import Exchange, StreamService
 from epp.extproc.health import Health
@@ -15,6 +16,7 @@ from epp.extproc.tracing import Tracing
 from epp.extproc.watchdog import Watchdog
 
 __all__ = [
+    "AnsweringRouter",
     "Director",
     "DirectorOptions",
     "Exchange",

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, U
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
+
+Report = Mapping[str, Mapping[str, float]]
+"""Dynamic metadata by namespace and key."""
 
 IF_AVAILABLE = "if-available"
 """Preference of a client that wants its answer only from an endpoint which need not compute the whole prompt."""
@@ -46,6 +49,9 @@ class Scheduler(Protocol):
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended."""
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """What the gateway shall know of an answer that has ended."""
 
 
 class Hold(Protocol):
@@ -105,6 +111,19 @@ class Recorder(Protocol):
         """A stream ended."""
 
 
+class FlowControl(Protocol):
+    """Lets requests wait; see ``epp.flowcontrol``."""
+
+    def submit(self, routable: Routing) -> Ticket | Awaitable[Ticket]:
+        """Have a request routed, now or when its turn comes. Raises Rejection."""
+
+    def dispatched(self, evictable: Ticket) -> None:
+        """A request has got its endpoint."""
+
+    def ended(self, evictable: Ticket) -> None:
+        """It is over."""
+
+
 class Ticket:
     """One request on its way: holds its endpoint until :meth:`finish` or :meth:`fail`, whichever comes first."""
 
@@ -125,13 +144,19 @@ class Ticket:
         self._owner = owner
         self.open = True
         """Neither has been called yet."""
+        self.evicted: Rejection | None = None
+        """What the client is told if the request had to make room for another one."""
+        self.on_evict: Callable[[Rejection], None] | None = None
+        """Tells the client so."""
 
-    def finish(self, response_bytes: int, usage: Usage | None) -> None:
-        """The answer has ended, well or cut off after its beginning."""
-        if self.open:
-            self.open = False
-            self.record.finished(response_bytes, usage)
-            self._owner.give_back(self, usage)
+    def finish(self, response_bytes: int, usage: Usage | None) -> Report:
+        """The answer has ended, well or cut off after its beginning. Returns what the gateway shall know of it."""
+        if not self.open:
+            return {}
+        self.open = False
+        self.record.finished(response_bytes, usage)
+        self._owner.give_back(self, usage)
+        return self._owner.report(self.request, usage)
 
     def fail(self, code: str) -> None:
         """There will be no answer worth the name; ``code`` says why."""
@@ -139,6 +164,14 @@ class Ticket:
             self.open = False
             self.record.failed(code)
             self._owner.give_back(self, None)
+
+    def evict(self, rejection: Rejection) -> None:
+        """Give the request up, wherever it is, and tell its client why."""
+        if self.open:
+            self.evicted = rejection
+            self.fail(rejection.code)
+            if self.on_evict is not None:
+                self.on_evict(rejection)
 
     def response_received(self, served: str) -> dict[str, str]:
         """The answer's headers are here; headers to set on it."""
@@ -150,6 +183,26 @@ class Ticket:
         # A proxy in front of the endpoints says nothing of who is behind it.
         if self.open and not self.decision.destination:
             self.hold.moved(hostport)
+
+
+@dataclass(slots=True, eq=False)
+class Routing:
+    """A request that has been understood, and wants an endpoint."""
+
+    director: Director
+    need: NeedDecision
+    request: InferenceRequest
+    record: RequestRecord
+    spent: float
+    """Seconds of our own work on it so far."""
+
+    def grant(self) -> Ticket:
+        """Send it to an endpoint now. Raises whatever keeps it from going; then nothing is held."""
+        return self.director.route(self.need, self.request, self.record, time.perf_counter() - self.spent)
+
+    def refused(self, code: str) -> None:
+        """It will never be granted."""
+        self.record.failed(code)
 
 
 @dataclass(frozen=True)
@@ -176,19 +229,21 @@ class Director:
         recorder: Recorder,
         options: DirectorOptions | None = None,
         priority_of: Callable[[str], int] = lambda objective: 0,
+        flow_control: FlowControl | None = None,
         decided: Callable[[InferenceRequest, Decision | Rejection], None] | None = None,
     ) -> None:
-        """``priority_of`` maps the name of an objective (empty for none) to its priority; ``decided`` takes note of
-        every outcome."""
+        """``priority_of`` maps the name of an objective (empty for none) to its priority; without ``flow_control`` no
+        request waits; ``decided`` takes note of every outcome."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
         self._priority_of = priority_of
+        self._flow = flow_control
         self._decided = decided or (lambda request, outcome: None)
 
-    def decide(self, need: NeedDecision) -> Ticket:
-        """Route one request. Raises Rejection; then nothing is held."""
+    def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
+        """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
         started = time.perf_counter()
         try:
             parsed = self._parse(need)
@@ -200,6 +255,12 @@ class Director:
         record = self._recorder.request(
             request.model, request.target_model, request.size, request.priority, request.fairness_id
         )
+        if self._flow is None:
+            return self.route(need, request, record, started)
+        return self._flow.submit(Routing(self, need, request, record, time.perf_counter() - started))
+
+    def route(self, need: NeedDecision, request: InferenceRequest, record: RequestRecord, started: float) -> Ticket:
+        """The second half of :meth:`decide`, for routings too; ``started`` is when our work on it began."""
         try:
             route = self._route(need, request)
             decision, hold = self._choose(need, request)
@@ -224,7 +285,10 @@ class Director:
             log.debug("request %s for %s (%s), %d bytes: to %s", *names)
         request.prompt = b""  # as large as the body, and an answer may take minutes
         self._recorder.processing("request", time.perf_counter() - started)
-        return Ticket(request, decision, route, record, hold, self)
+        ticket = Ticket(request, decision, route, record, hold, self)
+        if self._flow is not None:
+            self._flow.dispatched(ticket)
+        return ticket
 
     def _parse(self, need: NeedDecision) -> ParsedBody:
         headers, body = need.headers, need.body
@@ -269,7 +333,7 @@ class Director:
         return route
 
     def _choose(self, need: NeedDecision, request: InferenceRequest) -> tuple[Decision, Hold]:
-        decision = self._scheduler.schedule(request, self._candidates(need.subset))
+        decision = self._scheduler.schedule(request, self.candidates(need.subset))
         if not decision.cached and m.prefers(need.headers, IF_AVAILABLE):
             raise Rejection(412, "PreconditionFailed", "no endpoint holds the beginning of the prompt in its cache")
         hold = self._pool.hold(decision.charges)
@@ -280,7 +344,8 @@ class Director:
             raise
         return decision, hold
 
-    def _candidates(self, subset: frozenset[str] | None) -> Sequence[Endpoint]:
+    def candidates(self, subset: frozenset[str] | None) -> Sequence[Endpoint]:
+        """The endpoints that a gateway's subset allows."""
         endpoints = self._pool.endpoints()
         if subset is None or not self._options.subset_filter:
             return endpoints
@@ -292,7 +357,13 @@ class Director:
         """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
         return self._scheduler.response_received(served, request, decision)
 
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """For tickets: what the gateway shall know of an answer that has ended."""
+        return self._scheduler.report(request, usage)
+
     def give_back(self, ticket: Ticket, usage: Usage | None) -> None:
         """For tickets: the request is over."""
         ticket.hold.release()
         self._scheduler.response_complete(ticket.request, ticket.decision, usage)
+        if self._flow is not None:
+            self._flow.ended(ticket)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -18,10 +18,10 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 from google.protobuf.message import DecodeError
 
 from epp.extproc import messages as m
-from epp.extproc.director import Recorder, Ticket
+from epp.extproc.director import Recorder, Report, Ticket
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
-from epp.model import Rejection
+from epp.model import Immediate, Rejection, Reply
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,17 @@ class StreamService:
         self,
         router: Router,
         recorder: Recorder,
-        decision_timeout: float = DECISION_TIMEOUT,
+        decision_timeout: float | None = DECISION_TIMEOUT,
         watchdog: AbstractContextManager[None] | None = None,
+        interruptible: bool = False,
     ) -> None:
-        """``watchdog`` is entered for each decision; it ends one that hangs with :class:`Hung`."""
+        """``decision_timeout`` is None where the router keeps time itself. ``watchdog`` is entered for each decision;
+        it ends one that hangs with :class:`Hung`. ``interruptible`` says that tickets may be evicted."""
         self._router = router
         self._recorder = recorder
         self._timeout = decision_timeout
         self.watchdog = watchdog or nullcontext()
+        self.interruptible = interruptible
         self.streams = 0
         """Streams that are open now."""
 
@@ -84,13 +87,22 @@ class StreamService:
 class Exchange:
     """One ext_proc stream."""
 
-    def __init__(self, service: StreamService, router: Router, timeout: float, hints: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, service: StreamService, router: Router, timeout: float | None, hints: tuple[str, ...] = ()
+    ) -> None:
+        self.interruptible = service.interruptible
+        """It may have something to say that was not asked for."""
+        self.push: Callable[[Answers], None] | None = None
+        """For the transport of an interruptible exchange to set: sends its last answers out of turn."""
         self._service = service
         self._router = router
         self._timeout = timeout
         self._machine = StreamMachine(hints)
         self._machine.on_response = self._begun
         self._ticket: Ticket | None = None
+        self._pending: asyncio.Future[Ticket] | None = None
+        """The decision, while it is waited for."""
+        self._closed = False
         self._opened = time.monotonic()
         self._size = 0
         self._spent = 0.0
@@ -110,53 +122,76 @@ class Exchange:
             raise ProtocolError(f"not a ProcessingRequest: {error}") from None
         out = self._machine.feed(message)
         if isinstance(out, NeedDecision):
-            answers = self._decide(out)
-            return self._written_later(answers) if isinstance(answers, Coroutine) else _written(answers)
+            return self._decide(out)
         if self._machine.response is not None:
             self._spent += time.perf_counter() - started
-            self._follow_response()
+            report = self._follow_response()
+            if report:
+                out = m.reported(out, report)
         return _written(out)
-
-    async def _written_later(self, pending: Coroutine[Any, Any, Messages]) -> Answers:
-        return _written(await pending)
 
     def close(self, code: str) -> None:
         """The stream has ended with this gRPC status. Gives back what is still held."""
+        self._closed = True
+        self.push = None
+        if self._pending is not None:
+            self._pending.cancel()
         response = self._machine.response
         if self._ticket is not None and self._ticket.open:
+            self._ticket.on_evict = None
             if response is not None and response.status < 400:
                 self._ticket.finish(response.size, response.tail.usage())
             else:
                 self._ticket.fail("ClientDisconnected" if response is None else "ModelServerError")
         self._service.closed(time.monotonic() - self._opened, code)
 
-    def _decide(self, need: NeedDecision) -> Messages | Coroutine[Any, Any, Messages]:
+    def _decide(self, need: NeedDecision) -> Answers | Coroutine[Any, Any, Answers]:
         try:
             with self._service.watchdog:
                 ticket = self._router.decide(need)
-        except Hung as error:
-            log.error("a decision was ended; the trace says where it hung", exc_info=error)
-            return self._machine.rejected(Rejection(503, "ServiceUnavailable", str(error), TOO_LATE))
-        except Exception as error:
-            return self._machine.rejected(_rejection(error))
-        return self._accept(ticket) if isinstance(ticket, Ticket) else self._decide_later(ticket)
+        except (Exception, Hung) as error:
+            return self._refuse(error)
+        if isinstance(ticket, Ticket):
+            return self._accept(ticket)
+        self._pending = asyncio.ensure_future(ticket)
+        return self._decide_later(self._pending)
 
-    async def _decide_later(self, pending: Awaitable[Ticket]) -> Messages:
+    async def _decide_later(self, pending: asyncio.Future[Ticket]) -> Answers:
         try:
             async with asyncio.timeout(self._timeout) as deadline:
                 ticket = await pending
+        except asyncio.CancelledError:
+            _let_go(pending)
+            raise
         except TimeoutError as error:
             if not deadline.expired():
-                return self._machine.rejected(_rejection(error))
+                return self._refuse(error)
+            _let_go(pending)
             message = f"no endpoint was chosen within {self._timeout:g} s"
-            return self._machine.rejected(Rejection(503, "ServiceUnavailable", message, TOO_LATE))
-        except Exception as error:
-            return self._machine.rejected(_rejection(error))
+            return self._refuse(Rejection(503, "ServiceUnavailable", message, TOO_LATE))
+        except (Exception, Hung) as error:
+            return self._refuse(error)
+        finally:
+            self._pending = None
         return self._accept(ticket)
 
-    def _accept(self, ticket: Ticket) -> Messages:
+    def _refuse(self, error: Exception | Hung) -> Answers:
+        return _written(self._machine.rejected(_rejection(error)))
+
+    def _accept(self, ticket: Ticket) -> Answers:
+        if self._closed:
+            ticket.fail("ClientDisconnected")
+            return ()
+        if ticket.evicted is not None:  # while the decision was on its way to here
+            return self._refuse(ticket.evicted)
         self._ticket = ticket
-        return self._machine.routed(ticket.route)
+        if self.interruptible:
+            ticket.on_evict = self._evicted
+        return _written(self._machine.routed(ticket.route))
+
+    def _evicted(self, rejection: Rejection) -> None:
+        if self.push is not None:
+            self.push(_written(self._machine.rejected(rejection)))
 
     def _begun(self, served: str) -> dict[str, str]:
         """The answer's headers are here: count the request where it is served, and let plugins add headers."""
@@ -166,29 +201,41 @@ class Exchange:
             self._ticket.served(served)
         return self._ticket.response_received(served)
 
-    def _follow_response(self) -> None:
-        """Take note of how far the answer is. Its endpoint is given back with its last byte."""
+    def _follow_response(self) -> Report:
+        """Take note of how far the answer is. Its endpoint is given back with its last byte; then the gateway may be
+        told something of it."""
         response, ticket = self._machine.response, self._ticket
         if response is None or ticket is None or not ticket.open:
-            return
+            return {}
         if response.size != self._size and response.status < 400:
             self._size = response.size
             ticket.record.piece(response.streaming)
         if not response.ended:
-            return
+            return {}
         self._service.processed(self._spent)
         if response.status >= 400:
             ticket.fail("ModelServerError")
-        else:
-            ticket.finish(response.size, response.tail.usage())
+            return {}
+        return ticket.finish(response.size, response.tail.usage())
 
 
 def _written(messages: Messages) -> Answers:
     return map(ProcessingResponse.SerializeToString, messages)
 
 
-def _rejection(error: Exception) -> Rejection:
+def _let_go(pending: asyncio.Future[Ticket]) -> None:
+    """Nobody wants the decision any more; if it has been made after all, its endpoint is given back."""
+    if pending.done() and not pending.cancelled() and pending.exception() is None:
+        pending.result().fail("ClientDisconnected")
+
+
+def _rejection(error: Exception | Hung) -> Immediate:
     """What the client is told of an error; one that nobody foresaw is logged."""
+    if isinstance(error, Reply):
+        return error
+    if isinstance(error, Hung):
+        log.error("a decision was ended; the trace says where it hung", exc_info=error)
+        return Rejection(503, "ServiceUnavailable", str(error), TOO_LATE)
     if isinstance(error, Rejection):
         log.debug("rejected with %d: %s", error.status, error.message)
         return error

@@ -28,7 +28,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 from epp.extproc import messages as m
 from epp.extproc.messages import BodyMode
 from epp.extproc.response import ResponsePhase
-from epp.model import Rejection
+from epp.model import Immediate, Rejection
 from epp.requests import replace_model
 
 Messages = Iterable[ProcessingResponse]
@@ -127,7 +127,7 @@ class StreamMachine:
         self._renaming = route.model != route.target_model
         return proceed(route)
 
-    def rejected(self, rejection: Rejection) -> Messages:
+    def rejected(self, rejection: Immediate) -> Messages:
         """The request goes nowhere: the client is answered, and the stream ends."""
         self._continue = None
         self._body = b""

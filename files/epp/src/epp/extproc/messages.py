@@ -8,7 +8,7 @@ old ones (``x-gateway-*``), and the first that is present counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -29,7 +29,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 
-from epp.model import Rejection
+from epp.model import Immediate, Rejection
 
 DESTINATION = "x-gateway-destination-endpoint"
 SCORES = "x-gateway-destination-endpoint-scores"
@@ -211,6 +211,19 @@ def response_trailers() -> ProcessingResponse:
     return ProcessingResponse(response_trailers=TrailersResponse())
 
 
+def reported(
+    messages: Iterable[ProcessingResponse], values: Mapping[str, Mapping[str, float]]
+) -> list[ProcessingResponse]:
+    """The same messages, the last of them with dynamic metadata: numbers by namespace and key."""
+    answers = list(messages)
+    if answers:
+        metadata = answers[-1].dynamic_metadata
+        for namespace, figures in values.items():
+            for key, number in figures.items():
+                metadata.fields[namespace].struct_value.fields[key].number_value = number
+    return answers
+
+
 def streamed(body: bytes, end: bool, of_request: bool) -> Iterator[ProcessingResponse]:
     """A body for FULL_DUPLEX_STREAMED, cut to size. Built one message at a time, as they are asked for."""
     view = memoryview(body)
@@ -224,11 +237,11 @@ def streamed(body: bytes, end: bool, of_request: bool) -> Iterator[ProcessingRes
         yield ProcessingResponse(request_body=answer) if of_request else ProcessingResponse(response_body=answer)
 
 
-def immediate(rejection: Rejection) -> ProcessingResponse:
+def immediate(answer: Immediate) -> ProcessingResponse:
     """The answer to the client of a request that goes nowhere."""
-    response = ImmediateResponse(
-        status=HttpStatus(code=rejection.status), body=rejection.body().encode(), details=rejection.reason
-    )
-    if rejection.reason:
-        response.headers.CopyFrom(set_headers({DROPPED_REASON: rejection.reason}))
+    reason = answer.reason if isinstance(answer, Rejection) else ""
+    response = ImmediateResponse(status=HttpStatus(code=answer.status), body=answer.body().encode(), details=reason)
+    headers = {**answer.headers(), **({DROPPED_REASON: reason} if reason else {})}
+    if headers:
+        response.headers.CopyFrom(set_headers(headers))
     return ProcessingResponse(immediate_response=response)

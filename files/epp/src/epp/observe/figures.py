@@ -19,6 +19,7 @@ TPOT = (
     *(3, 4.5, 6, 12, 18, 24, 30, 36, 48, 60, 90, 120, 180, 270, 360),
 )
 TOKEN_TIME = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+QUEUE_WAIT = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 RATIO = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HIT_BYTES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
@@ -82,6 +83,8 @@ class Figures:
         self._scheduler()
         self._pool()
         self._streams()
+        self._flow_control()
+        self._programs()
 
     def _scheduler(self) -> None:
         self.scheduling = _extension("scheduler_e2e_duration_seconds", "Seconds per scheduling decision.", SHORT)
@@ -164,10 +167,57 @@ class Figures:
         text = "Seconds per ext_proc stream."
         self.stream_seconds = Figure((), (view(_CANONICAL + "extproc_stream_duration_seconds", text),), DURATION)
 
+    def _flow_control(self) -> None:
+        """Flow control; the legacy names have the labels of their canonical ones here."""
+        per_flow = ("fairness_id", "priority", "inference_pool", "model_name", "target_model_name")
+        text = "Seconds from a request's arrival in flow control to its outcome there."
+        labels = ("fairness_id", "priority", "outcome", *per_flow[2:])
+        self.flow_wait = _extension("flow_control_request_queue_duration_seconds", text, QUEUE_WAIT, labels)
+        text = "Seconds per dispatch of flow control."
+        self.flow_cycle = _extension("flow_control_dispatch_cycle_duration_seconds", text, SHORT)
+        text = "Seconds that it takes to let a request into the queue, or to refuse it."
+        self.flow_enqueue = _extension("flow_control_request_enqueue_duration_seconds", text, SHORT, labels[:3])
+        self.flow_size = _extension("flow_control_queue_size", "Requests that wait.", (), per_flow)
+        self.flow_bytes = _extension("flow_control_queue_bytes", "Bytes of the requests that wait.", (), per_flow)
+        name, text = "flow_control_pool_saturation", "How full the pool is: 1 and more is full."
+        self.flow_saturation_old = Figure(
+            ("inference_pool",), (view("inference_extension_" + name, text, "inference_pool"),)
+        )
+        self.flow_saturation = _canonical(name, text, "inference_pool", "stage")
+        self.flow_stale = _canonical("flow_control_stale_endpoints", "Endpoints without fresh metrics.", "detector")
+        text = "Part of a band's limit of {} that waits."
+        self.flow_use = {
+            what: _canonical(f"flow_control_capacity_utilization_{what}", text.format(what), "priority", per_flow[2])
+            for what in ("requests", "bytes")
+        }
+        text = "Part of the limit of {} of all bands that waits."
+        self.flow_global_use = {
+            what: _canonical(f"flow_control_global_capacity_utilization_{what}", text.format(what), per_flow[2])
+            for what in ("requests", "bytes")
+        }
+        text = "Requests by their outcome in flow control."
+        self.flow_outcomes = _canonical(
+            "flow_control_requests_total", text, "outcome", "priority", per_flow[2], counter=True
+        )
+        text = "Requests in flight that were given up for more urgent ones."
+        self.flow_revoked = _canonical(
+            "flow_control_revocations_issued_total", text, "priority", per_flow[2], counter=True
+        )
+
+    def _programs(self) -> None:
+        name, text = "program_aware_jains_fairness_index", "How alike the programs' mean waits are: 1 is alike."
+        self.program_evenness = _canonical(name, text)
+        name, text = "program_aware_avg_wait_time_milliseconds", "Mean wait of a program's requests."
+        self.program_wait = _canonical(name, text, "program_id")
+        name = "program_aware_attained_service_tokens"
+        text = "Service that a program has attained, in weighted tokens, older ones counting less."
+        self.program_service = _canonical(name, text, "program_id")
+
     def all(self) -> list[Figure]:
         """Every figure, for collection."""
         own = [each for each in vars(self).values() if isinstance(each, Figure)]
-        return own + list(self.processing.values()) + list(self.pool.values())
+        groups = (self.processing, self.pool, self.flow_use, self.flow_global_use)
+        return own + [each for group in groups for each in group.values()]
 
 
 def _extension(
@@ -180,6 +230,11 @@ def _extension(
     old = labels if old_labels is None else old_labels
     views = (view("inference_extension_" + name, text, *old), view(_CANONICAL + name, text, *labels))
     return Figure(labels, views, bounds)
+
+
+def _canonical(name: str, text: str, *labels: str, counter: bool = False) -> Figure:
+    """A number that the legacy family does not have."""
+    return Figure(labels, (view(_CANONICAL + name, text, *labels),), counter=counter)
 
 
 def _pool(old: str, new: str, text: str) -> Figure:

@@ -127,11 +127,14 @@ class Recorder:
         """``streams`` says whether streams are counted and timed (flag enable-grpc-stream-metrics)."""
         self.decisions = DecisionLog()
         self._count_streams = streams
-        self._figures = Figures()
-        self._figures.leader.value().set(1.0)
+        self.figures = Figures()
+        """What is counted; for the recorders of single parts."""
+        self.before_reading: list[Callable[[], None]] = []
+        """Called whenever metrics are read, to compute what is not kept up to date."""
+        self.figures.leader.value().set(1.0)
         if streams:
-            self._figures.streams.value()
-        self._figures.info.value("", _version()).set(1.0)
+            self.figures.streams.value()
+        self.figures.info.value("", _version()).set(1.0)
         self._bound: dict[tuple[str, str, str, int], _Bound] = {}
         self._models: set[str] = set()
         self._flows: set[str] = set()
@@ -153,82 +156,100 @@ class Recorder:
         bound.requests.add()
         bound.running.add()
         bound.request_bytes.observe(size)
-        return RequestRecord(self._figures, bound)
+        return RequestRecord(self.figures, bound)
 
     def _bind(self, model: str, target_model: str, priority: int, fairness_id: str) -> _Bound:
-        labels = (
+        labels = self.labels(model, target_model, priority, fairness_id)
+        bound = _Bound(self.figures, labels)
+        if OTHER not in labels and len(self._bound) < MAX_VALUES:
+            self._bound[model, target_model, fairness_id, priority] = bound
+        return bound
+
+    def labels(self, model: str, target_model: str, priority: int, fairness_id: str) -> tuple[str, str, str, str]:
+        """Model, target model, flow and priority as label values, of which there is a bounded number."""
+        return (
             _bounded(model, self._models),
             _bounded(target_model, self._models),
             _bounded(fairness_id, self._flows),
             _bounded(str(priority), self._priorities),
         )
-        bound = _Bound(self._figures, labels)
-        if OTHER not in labels and len(self._bound) < MAX_VALUES:
-            self._bound[model, target_model, fairness_id, priority] = bound
-        return bound
 
     def rejected(self, code: str) -> None:
         """A request was refused before it had a model (bad JSON and the like)."""
-        self._figures.errors.value("", "", "", "", code).add()
+        self.figures.errors.value("", "", "", "", code).add()
 
     def processing(self, phase: str, seconds: float) -> None:
         """The EPP's own work on one request: ``phase`` is ``request`` or ``response``."""
-        self._figures.processing[phase].histogram().observe(seconds)
+        self.figures.processing[phase].histogram().observe(seconds)
 
     def stream_opened(self) -> None:
         """An ext_proc stream began."""
         if self._count_streams:
-            self._figures.streams.value().add()
+            self.figures.streams.value().add()
 
     def stream_closed(self, seconds: float, code: str) -> None:
         """An ext_proc stream ended with a gRPC status ``code`` (``OK``, ``CANCELLED`` ...)."""
         if not self._count_streams:
             return
-        self._figures.streams.value().add(-1.0)
-        self._figures.stream_seconds.histogram().observe(seconds)
-        self._figures.stream_codes.value(code).add()
+        self.figures.streams.value().add(-1.0)
+        self.figures.stream_seconds.histogram().observe(seconds)
+        self.figures.stream_codes.value(code).add()
 
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""
-        self._figures.scheduling.histogram().observe(seconds)
+        self.figures.scheduling.histogram().observe(seconds)
         model = _bounded(target_model, self._models)
         if endpoint is None:
-            self._figures.attempts.value("failure", model, "", "", "").add()
+            self.figures.attempts.value("failure", model, "", "", "").add()
         else:
             where = (endpoint.pod, endpoint.namespace, str(endpoint.port))
-            self._figures.attempts.value("success", model, *where).add()
+            self.figures.attempts.value("success", model, *where).add()
 
     def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
         """One call of one plugin."""
-        self._figures.plugins.histogram(extension_point, plugin_type, name).observe(seconds)
+        self.figures.plugins.histogram(extension_point, plugin_type, name).observe(seconds)
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes that the chosen endpoint was believed to hold of a prompt, and the bytes of the prompt."""
         labels = (name, "approx-prefix-cache-producer")
-        self._figures.hit_bytes.histogram(*labels).observe(hit_bytes)
+        self.figures.hit_bytes.histogram(*labels).observe(hit_bytes)
         if total_bytes > 0:
-            self._figures.hit_ratio.histogram(*labels).observe(hit_bytes / total_bytes)
+            self.figures.hit_ratio.histogram(*labels).observe(hit_bytes / total_bytes)
 
     def prefix_index_size(self, name: str, entries: int, pool: str = "") -> None:
         """Entries in the prefix index of a plugin now; those of several pools add up."""
         self._prefix_sizes[pool, name] = entries
         total = sum(size for (_, plugin), size in self._prefix_sizes.items() if plugin == name)
-        self._figures.prefix_size.value(name, "approx-prefix-cache-producer").set(total)
+        self.figures.prefix_size.value(name, "approx-prefix-cache-producer").set(total)
+
+    def program_waited(self, program: str, mean_ms: float, evenness: float) -> None:
+        """Mean wait of a program's requests, and Jain's fairness index over the mean waits of all programs."""
+        self.figures.program_wait.value(_bounded(program, self._flows)).set(mean_ms)
+        self.figures.program_evenness.value().set(evenness)
+
+    def program_served(self, program: str, tokens: float) -> None:
+        """Service that a program has attained, in weighted tokens, older ones counting less."""
+        self.figures.program_service.value(_bounded(program, self._flows)).set(tokens)
+
+    def program_gone(self, program: str) -> None:
+        """A program has been forgotten."""
+        self.figures.program_wait.forget(program_id=program)
+        self.figures.program_service.forget(program_id=program)
 
     def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
         """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""
         if extraction:
-            self._figures.extract_errors.value("metrics-data-source", "core-metrics-extractor").add()
+            self.figures.extract_errors.value("metrics-data-source", "core-metrics-extractor").add()
         else:
-            self._figures.poll_errors.value("metrics-data-source").add()
+            self.figures.poll_errors.value("metrics-data-source").add()
 
     def watch_failed(self, reason: str) -> None:
         """One request to the API server for pools or pods failed."""
-        self._figures.poll_errors.value("k8s").add()
+        self.figures.poll_errors.value("k8s").add()
 
     def leading(self, leader: bool) -> None:
         """Whether this process may take traffic, as far as the election is concerned."""
-        self._figures.leader.value().set(float(leader))
+        self.figures.leader.value().set(float(leader))
 
     def watch_pool(self, view: PoolView) -> None:
         """Compute this pool's metrics whenever metrics are read."""
@@ -241,17 +262,19 @@ class Recorder:
     def collect(self) -> Iterator[Metric]:
         """Every figure under every name; prometheus-client calls this."""
         self._measure()
-        for figure in self._figures.all():
+        for figure in self.figures.all():
             yield from figure.collect()
 
     def _measure(self) -> None:
-        self._figures.queue.clear()
+        self.figures.queue.clear()
+        for refresh in self.before_reading:
+            refresh()
         for view in self._pools.values():
             self._measure_pool(view)
 
     def _measure_pool(self, view: PoolView) -> None:
         endpoints = view.endpoints()
-        now, figures = time.monotonic(), self._figures
+        now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
             metrics = endpoint.metrics
@@ -278,6 +301,9 @@ class PoolRecorder:
         self.scheduled = recorder.scheduled
         self.plugin = recorder.plugin
         self.prefix_match = recorder.prefix_match
+        self.program_waited = recorder.program_waited
+        self.program_served = recorder.program_served
+        self.program_gone = recorder.program_gone
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries in a prefix index of this pool now."""

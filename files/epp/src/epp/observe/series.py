@@ -94,6 +94,12 @@ class Figure:
         """Forget everything, for gauges that are computed anew."""
         self._values.clear()
 
+    def forget(self, **labels: str) -> None:
+        """Leave out the numbers that have these label values: what they count is gone, or computed anew."""
+        wanted = [(self._labels.index(name), value) for name, value in labels.items()]
+        for key in [key for key in self._values if all(key[index] == value for index, value in wanted)]:
+            del self._values[key]
+
     def collect(self) -> Iterator[Metric]:
         """All views, for prometheus-client."""
         for each in self._views:

@@ -226,6 +226,7 @@ def describe(endpoint: Endpoint, now: float) -> dict[str, Any]:
         "unseenTokens": endpoint.unseen_tokens,
         "refused": endpoint.refused,
         "unmetered": endpoint.unmetered,
+        "models": None if endpoint.models is None else sorted(endpoint.models),
         "metrics": {
             "ageSeconds": round(now - metrics.updated_at, 3) if metrics.updated_at else None,
             "waiting": metrics.waiting,

@@ -11,15 +11,13 @@ Source: llm-d-router admitter of the same type; its refusals come as 500 there, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
+from epp.plugins.slo import TPOT, TTFT, target
 from epp.scheduling.api import LATENCY_PREDICTION, Admitter, Context, LatencyPrediction, param
 
-TTFT = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-TPOT = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 COLD = 0.02
 
 
@@ -62,16 +60,6 @@ class LatencySloAdmitter(Admitter):
             if isinstance(value, LatencyPrediction) and key.startswith(self._key):
                 return value
         return None
-
-
-def target(headers: Mapping[str, str], names: tuple[str, ...]) -> float:
-    """Milliseconds from the first of these headers that is there; infinity for none, or one that is no such number."""
-    text = next((headers[name] for name in names if headers.get(name)), "")
-    try:
-        value = float(text)
-    except ValueError:
-        return math.inf
-    return value if value > 0 else math.inf
 
 
 def _has_room(endpoint: Endpoint) -> bool:

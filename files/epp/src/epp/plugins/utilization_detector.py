@@ -103,4 +103,6 @@ class UtilizationDetector(SaturationDetector, Filter):
 def _queued(endpoint: Endpoint) -> int:
     """Waiting requests, and those sent since the last reading, as far as they exceed what it says is there."""
     metrics = endpoint.metrics
+    if metrics.updated_at == 0.0 or not metrics.reports_waiting:
+        return load.waiting(endpoint)
     return metrics.waiting + min(endpoint.unseen, max(0, endpoint.inflight - metrics.waiting - metrics.running))

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from epp.model import Decision, Endpoint, InferenceRequest, Usage
+from epp.model import Decision, Endpoint, InferenceRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
 """Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
@@ -106,6 +106,15 @@ class SchedulingRecorder(Protocol):
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries (block, endpoint) in a prefix index now."""
+
+    def program_waited(self, program: str, mean_ms: float, evenness: float) -> None:
+        """Mean wait of a program's requests, and Jain's fairness index over the mean waits of all programs."""
+
+    def program_served(self, program: str, tokens: float) -> None:
+        """Service that a program has attained, in weighted tokens, older ones counting less."""
+
+    def program_gone(self, program: str) -> None:
+        """A program has been forgotten."""
 
 
 class Context(Protocol):
@@ -228,6 +237,15 @@ class ResponseHook(Plugin):
         """The answer's headers are here. ``served`` is the ``ip:port`` that the gateway says has served the request,
         empty when it does not say; request and decision are None for a stream that began with the answer. Returns
         headers to set on the answer."""
+
+
+class Responder(Plugin):
+    """Answers some requests that have no body in the picker itself."""
+
+    @abstractmethod
+    def respond(self, method: str, path: str, endpoints: Sequence[Endpoint]) -> Reply | None:
+        """The answer; None to leave the request to an endpoint. ``path`` comes with its query, ``endpoints`` are those
+        that the gateway allows, never none."""
 
 
 class Reporter(Plugin):

@@ -23,6 +23,7 @@ from epp.scheduling.api import (
     ProfileHandler,
     Reporter,
     RequestHook,
+    Responder,
     ResponseHook,
     SaturationDetector,
     SchedulingRecorder,
@@ -50,6 +51,7 @@ class Scheduler:
         for spec in cfg.plugins:
             builder.build(spec.name)
         self._failures = Failures()
+        self._queueing = cfg.flow_control is not None
         self._recorder = builder.recorder
         self._datastore = builder.datastore
         self._profiles = [_runner(spec, builder, self._failures) for spec in cfg.profiles]
@@ -66,6 +68,7 @@ class Scheduler:
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
         self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
+        self.responders = [plugin for plugin in plugins if isinstance(plugin, Responder)]
         self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
     @classmethod
@@ -96,7 +99,8 @@ class Scheduler:
     def admit(self, request: InferenceRequest) -> None:
         """Raise a Rejection (429) for a sheddable request (priority < 0) while the pool is saturated.
 
-        :meth:`schedule` begins with it; it is public for callers that want to refuse before they read a body.
+        :meth:`schedule` begins with it unless flow control lets requests wait instead; it is public for callers that
+        want to refuse before they read a body.
         """
         if request.priority < 0 and self._detector.saturation(self._datastore.endpoints()) >= 1.0:
             message = "system saturated, sheddable request dropped"
@@ -110,7 +114,8 @@ class Scheduler:
         """
         if not request.prompt_tokens:
             request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
-        self.admit(request)
+        if not self._queueing:
+            self.admit(request)
         standing = _standing(candidates)
         if not standing:
             raise Rejection(503, "ServiceUnavailable", NO_ENDPOINTS, "rejected-no-endpoints")

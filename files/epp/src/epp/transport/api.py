@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,11 @@ QUIET_SECONDS = 2.0
 
 class Exchange(Protocol):
     """One stream, as the service sees it."""
+
+    interruptible: bool
+    """The exchange may have something to say that no message has asked for; then ``push`` is to be set."""
+    push: Callable[[Iterable[bytes]], None] | None
+    """For the transport to set: sends answers out of turn, after which ``done`` is true. Called in the event loop."""
 
     @property
     def done(self) -> bool:

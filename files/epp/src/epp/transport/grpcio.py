@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 
 import grpc
 
@@ -89,15 +89,51 @@ class GrpcioTransport:
 
 async def _pump(exchange: Exchange, context: grpc.aio.ServicerContext) -> None:
     """Hand over each message and write its answers, until either side has no more."""
+    interrupt = _Interrupt(exchange) if exchange.interruptible else None
     while not exchange.done:
-        message = await context.read()
+        message = await (context.read() if interrupt is None else interrupt.read(context))
         if message is grpc.aio.EOF:
             return
+        if message is None:
+            break
         answers = exchange.receive(message)
         if isinstance(answers, Coroutine):
             answers = await answers
         for answer in answers:
             await context.write(answer)
+    if interrupt is not None:
+        for answer in interrupt.answers:
+            await context.write(answer)
+
+
+class _Interrupt:
+    """Ends the reading of a stream when its exchange has something to say that no message has asked for."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.answers: Iterable[bytes] = ()
+        self._pushed = False
+        self._task: asyncio.Task[object] | None = None
+        """The stream's task while it reads. Only then may it be disturbed: a write must come to its end."""
+        exchange.push = self._push
+
+    async def read(self, context: grpc.aio.ServicerContext) -> bytes | None:
+        """The next message (or EOF); None for an interruption."""
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        try:
+            message: bytes | None = await context.read()
+            return message
+        except asyncio.CancelledError:
+            if not self._pushed or self._task.uncancel() > 0:
+                raise
+            return None
+        finally:
+            self._task = None
+
+    def _push(self, answers: Iterable[bytes]) -> None:
+        self.answers, self._pushed = answers, True
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _credentials(source: TlsSource) -> grpc.ServerCredentials:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse
@@ -24,6 +24,8 @@ class _Call:
     def __init__(self, question: type[HealthCheckRequest | HealthListRequest], answer: bytes, watch: bool) -> None:
         self._question, self._answer, self._watch = question, answer, watch
         self.done = False
+        self.interruptible = False
+        self.push: Callable[[Iterable[bytes]], None] | None = None
 
     def receive(self, data: bytes) -> Iterable[bytes]:
         """The answer to the question."""

@@ -8,6 +8,7 @@ messages behind it wait, too, and the peer is not given new room for them: so a 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import struct
 from collections import deque
@@ -87,6 +88,16 @@ class Stream:
         """The headers of the answer have been sent."""
         self._task: asyncio.Task[Iterable[bytes]] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        if exchange.interruptible:
+            exchange.push = self.push
+
+    def push(self, answers: Iterable[bytes]) -> None:
+        """Send the exchange's last answers, which no message has asked for."""
+        if self.ended:
+            return
+        self._answers = iter(answers) if self._answers is None else itertools.chain(self._answers, answers)
+        self._go_on()
+        self.connection.flush()
 
     def expire_after(self, seconds: float) -> None:
         """The call ends with DEADLINE_EXCEEDED unless it ends before."""
