@@ -4,23 +4,17 @@
 from __future__ import annotations
 
 from epp.observe.access import AccessGuard
-<<<<<<< HEAD
 from epp.observe.decisions import DecisionLog
-=======
 from epp.observe.flow import FlowRecorder, FlowView, Use
->>>>>>> main
 from epp.observe.log import LogOptions, setup_logging
 from epp.observe.recorder import PoolRecorder, PoolView, Recorder, RequestRecord
 from epp.observe.server import MetricsTls, ObserveOptions, ObserveServer
 
 __all__ = [
     "AccessGuard",
-<<<<<<< HEAD
     "DecisionLog",
-=======
     "FlowRecorder",
     "FlowView",
->>>>>>> main
     "LogOptions",
     "MetricsTls",
     "ObserveOptions",
