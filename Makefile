@@ -15,7 +15,7 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: help demo converge verify teardown test lint unit envoy integration platform chaos lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
+.PHONY: docs help demo converge verify teardown test lint unit envoy integration platform chaos lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench-quick: env ## Only the data path's bounds, in less than 5 minutes
 
 bench-apply: env ## apply_set against kubernetes.core.k8s and kubectl, in turns (the cluster in use)
 	@python -m target run python -m benchmarks.apply $(ARGS)
+
+docs: env ## Make the page about plugins anew
+	PYTHONPATH=files/epp/src python -m epp plugins --markdown > docs/plugins.md
 
 fuzz: env ## Ten minutes of broken streams, bodies, pages and configurations for the EPP
 	FUZZ_SECONDS=600 pytest -q files/epp/tests/fuzz --timeout 900

@@ -23,7 +23,7 @@ class FlagError(Exception):
     """An argument that cannot be used; the text says which one, why, and what to do."""
 
 
-REPEATED = ("names", "ports", "list")
+REPEATED = ("names", "paths", "ports", "list")
 """Kinds that collect their values when a flag is there more than once; of the others the last one counts."""
 
 _TRUE = ("true", "t", "1")
@@ -96,6 +96,8 @@ def _value(name: str, kind: str, text: str) -> Any:
         return tuple(int(part) for part in text.split(",") if part)
     if kind == "list":
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind == "paths" and text:
+        return (text,)
     if kind == "names" and re.fullmatch(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?", text):
         return (text,) if text else ()
     examples = {"bool": "true", "int": "1", "duration": "200ms or 30s", "size": "16Mi", "ports": "8000,8001"}

@@ -21,7 +21,7 @@ from epp.config.raw import (
     RawProfile,
     RawRequestHandler,
 )
-from epp.config.reference import NOT_YET
+from epp.config.reference import UNAVAILABLE
 from epp.config.schema import (
     API_VERSIONS,
     KIND,
@@ -243,8 +243,8 @@ class _Loading:
             self._specs[name] = PluginSpec(name, entry.type, parameters)
 
     def _unknown_type(self, word: str) -> str:
-        if word in NOT_YET:
-            return f"the plugin type {word!r} {LATER}"
+        if word in UNAVAILABLE:
+            return f"the plugin type {word!r} {LATER} ({UNAVAILABLE[word]})"
         return f"unknown plugin type {word!r}; {did_you_mean(word, self._types)}"
 
     def _check_reference(self, name: str, line: int, path: str) -> None:
