@@ -15,7 +15,9 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: docs help demo converge verify teardown test lint unit envoy integration platform chaos lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
+.PHONY: docs help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
+.PHONY: coverage conformance conformance-ours
+.PHONY: platform chaos
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +45,14 @@ lint: env ## Style, types, and Ansible's own rules at profile production
 	antsibull-changelog lint
 	ansible-lint
 
-unit: env ## Tests that need no cluster
-	pytest -q tests/unit tests/sim/tests tests/lab/tests tests/target/tests files/epp/tests -m 'not cluster and not envoy'
+unit: env ## Tests that need no cluster, and how much of the endpoint picker they cover
+	pytest -q tests/unit tests/sim/tests tests/lab/tests tests/target/tests -m 'not cluster and not envoy'
+	@$(MAKE) coverage
+
+COVERED := config datalayer extproc
+coverage: env ## The endpoint picker's own tests; fails where they reach less than 95 % of lines and branches
+	coverage run -m pytest -q files/epp/tests -m 'not cluster and not envoy'
+	@for room in $(COVERED); do echo "epp.$$room:"; coverage report --include="*/epp/$$room/*" --fail-under 95; done
 
 envoy: env ## The endpoint picker behind the real Envoy
 	pytest -q files/epp/tests -m envoy
@@ -57,6 +65,14 @@ platform: env ## The whole platform there: drift, interrupted runs (CHAOS_POINTS
 
 chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHAOS_SEED repeats them)
 	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/platform/test_chaos.py -m platform $(ARGS)
+
+conformance: env ## Our endpoint picker and the Go one through every case; writes docs/conformance.md
+	@python -m target api
+	@python -m target run python -m conformance --output .build/conformance --summary docs/conformance.md $(ARGS)
+
+conformance-ours: env ## Only ours, in a few minutes
+	@python -m target api
+	@python -m target run python -m conformance --epp ours --output .build/conformance $(ARGS)
 
 lifecycle: env ## The lab itself: up, killed, up again, down without a trace (takes down a running lab)
 	@python -m lab down

@@ -27,6 +27,7 @@ from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
+from epp.datalayer.rewrites import Rewrites
 from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
@@ -112,6 +113,26 @@ class Pool:
     """None when requests do not wait."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What the cluster's resources say about requests for InferencePools."""
+
+    objectives: Objectives
+    rewrites: Rewrites
+
+    @classmethod
+    def of(cls, settings: Settings, client: KubeClient | None) -> Rules | None:
+        """None where there is no InferencePool that they could belong to."""
+        if client is None or not settings.pool_name:
+            return None
+        where = (client, settings.pool_namespace, settings.pool_group)
+        return cls(Objectives(*where), Rewrites(*where))
+
+    def of_pool(self, name: str) -> tuple[Callable[[str], int], Callable[[str], tuple[str, str] | None]]:
+        """Objective to priority, and model to the rule that rewrites it, of one pool."""
+        return partial(self.objectives.priority, name), partial(self.rewrites.target, name)
+
+
 @dataclass
 class _Servers:
     """What listens."""
@@ -161,8 +182,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     try:
         if client is not None:
             client.on_failure = recorder.watch_failed
-        objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
-        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
+        rules = Rules.of(settings, client)
+        pools = _pools(settings, cfg, client, rules, recorder, watchdog)
         queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
@@ -173,8 +194,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             observe=_observe(settings, client, recorder, pools, health, election),
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
-        if objectives is not None:
-            work.append(objectives)
+        if rules is not None:
+            work += [rules.objectives, rules.rewrites]
         watchdog.start()
         try:
             await servers.start(settings)
@@ -274,7 +295,7 @@ def _pools(
     settings: Settings,
     cfg: EndpointPickerConfig,
     client: KubeClient | None,
-    objectives: Objectives | None,
+    rules: Rules | None,
     recorder: Recorder,
     watchdog: Watchdog,
 ) -> list[Pool]:
@@ -293,10 +314,10 @@ def _pools(
         source = _source(settings, file, client, datastore)
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
-        priority_of = partial(objectives.priority, name) if objectives else _no_priority
+        priority_of, rewrite_of = rules.of_pool(name) if rules else (_no_priority, _no_rewrite)
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
-        decided = partial(recorder.decisions.note, name)
-        director = Director(scheduler, datastore, recorder, options, priority_of, queue, decided)
+        director = Director(scheduler, datastore, recorder, options, priority_of, queue, rewrite_of)
+        director.decided = partial(recorder.decisions.note, name)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
@@ -308,6 +329,10 @@ def _pools(
 
 def _no_priority(objective: str) -> int:
     return 0
+
+
+def _no_rewrite(model: str) -> None:
+    return None
 
 
 def _source(

@@ -194,7 +194,7 @@ async def test_objectives(cluster: Cluster) -> None:
     path = f"/apis/{group}/v1alpha2/namespaces/{cluster.namespace}/{resource}"
     body = {"apiVersion": f"{group}/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": "batch"}}
     client = KubeClient(cluster.credentials)
-    objectives = Objectives(client, cluster.namespace)
+    objectives = Objectives(client, cluster.namespace, NEW)
     async with running(objectives, client):
         await cluster.call("POST", path, {**body, "spec": {"priority": -1, "poolRef": {"name": "pool"}}})
         await eventually(lambda: objectives.priority("pool", "batch") == -1)

@@ -72,6 +72,14 @@ def test_rewrite_by_header_changes_the_body(rooms: Any) -> None:
     assert rooms.recorder.named("request")[0][:3] == ("llama", "llama-v2", len(BODY))
 
 
+def test_a_rule_of_the_cluster_goes_before_the_header(rooms: Any) -> None:
+    rooms.rewrites["llama"] = ("rule", "llama-v3")
+    ticket = rooms.director.decide(asked(x_gateway_model_name_rewrite="llama-v2"))
+    assert ticket.route.target_model == "llama-v3"
+    assert b'"llama-v3"' in ticket.route.body
+    assert rooms.recorder.named("rewritten") == [("rule", "llama", "llama-v3")]
+
+
 def test_without_rewrite_the_body_is_not_touched(rooms: Any) -> None:
     assert rooms.director.decide(asked()).route.body is None
     assert rooms.director.decide(asked(x_gateway_model_name_rewrite="llama")).route.body is None

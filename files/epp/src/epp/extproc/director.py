@@ -98,6 +98,9 @@ class Recorder(Protocol):
     ) -> RequestRecord:
         """A request has been parsed."""
 
+    def rewritten(self, name: str, model: str, target_model: str) -> None:
+        """A rule of the cluster has chosen the target model."""
+
     def rejected(self, code: str) -> None:
         """A request was refused before that."""
 
@@ -230,17 +233,17 @@ class Director:
         options: DirectorOptions | None = None,
         priority_of: Callable[[str], int] = lambda objective: 0,
         flow_control: FlowControl | None = None,
-        decided: Callable[[InferenceRequest, Decision | Rejection], None] | None = None,
+        rewrite_of: Callable[[str], tuple[str, str] | None] = lambda model: None,
     ) -> None:
         """``priority_of`` maps the name of an objective (empty for none) to its priority; without ``flow_control`` no
-        request waits; ``decided`` takes note of every outcome."""
+        request waits; ``rewrite_of`` maps a model to the name of the rule that rewrites it and its target."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
         self._priority_of = priority_of
         self._flow = flow_control
-        self._decided = decided or (lambda request, outcome: None)
+        self._rewrite_of = rewrite_of
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
@@ -266,12 +269,12 @@ class Director:
             decision, hold = self._choose(need, request)
         except Rejection as rejection:
             record.failed(rejection.code)
-            self._decided(request, rejection)
+            self.decided(request, rejection)
             raise
         except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
-        self._decided(request, decision)
+        self.decided(request, decision)
         route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
         for key, value in decision.headers.items():
             if value:
@@ -305,7 +308,7 @@ class Director:
             request_id=headers.get(m.REQUEST_ID) or str(uuid.UUID(int=random.getrandbits(128), version=4)),
             headers=headers,
             model=model,
-            target_model=m.first_header(headers, m.MODEL_REWRITE) or model,
+            target_model=self._target(model) or m.first_header(headers, m.MODEL_REWRITE) or model,
             prompt=parsed.prompt,
             stream=parsed.stream,
             size=len(need.body),
@@ -318,6 +321,14 @@ class Director:
             fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
             priority=self._priority_of(objective),
         )
+
+    def _target(self, model: str) -> str:
+        """What the cluster's rules make of a model; empty when there is none for it. They go before the client."""
+        rewrite = self._rewrite_of(model) if model else None
+        if rewrite is None:
+            return ""
+        self._recorder.rewritten(rewrite[0], model, rewrite[1])
+        return rewrite[1]
 
     def _route(self, need: NeedDecision, request: InferenceRequest) -> Route:
         route = Route("", model=request.model, target_model=request.target_model)
