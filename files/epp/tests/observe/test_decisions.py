@@ -74,7 +74,7 @@ async def test_it_is_served() -> None:
     recorder.decisions.note("pool", request("r-1"), decision(1, p1=1.0))
     recorder.decisions.note("pool", request("r-2", model="other", target="other"), decision(1, p1=1.0))
     options = ObserveOptions(host="127.0.0.1", port=0)
-    server = ObserveServer(recorder, dict, lambda: ("", ""), options)
+    server = ObserveServer(recorder, dict, lambda: ("", ""), options, recorder.decisions)
     port = await server.start()
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:

@@ -13,15 +13,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from epp.model import Endpoint
 from epp.observe import profiling
 from epp.observe.access import AccessGuard
-from epp.observe.decisions import KEPT
-from epp.observe.recorder import Recorder
+from epp.observe.decisions import KEPT, DecisionLog
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +28,14 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN = ("/healthz",)
 RELOAD_SECONDS = 1.0
 """How often the files of the certificate are looked at."""
+
+
+class Page(Protocol):
+    """Whoever knows the metrics."""
+
+    def render(self) -> bytes:
+        """All of them in Prometheus' text format. May run in another thread."""
+
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -102,14 +109,16 @@ class ObserveServer:
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: Page,
         pools: Callable[[], Mapping[str, Sequence[Endpoint]]],
         healthy: Callable[[], tuple[str, str]],
         options: ObserveOptions | None = None,
+        decisions: DecisionLog | None = None,
     ) -> None:
         """``healthy`` returns why there should be no traffic, and what else is wrong; both empty when all is well."""
         self._recorder, self._pools, self._healthy = recorder, pools, healthy
         self._options = options or ObserveOptions()
+        self._decisions = decisions or DecisionLog()
         self._runner: web.AppRunner | None = None
         self._reloading: asyncio.Task[None] | None = None
 
@@ -182,7 +191,7 @@ class ObserveServer:
         except ValueError:
             return web.Response(status=400, text="limit must be a number\n")
         model = request.query.get("model", "")
-        return web.json_response({"decisions": self._recorder.decisions.newest(limit, model)})
+        return web.json_response({"decisions": self._decisions.newest(limit, model)})
 
     async def _pprof_index(self, request: web.Request) -> web.Response:
         return web.Response(text=profiling.INDEX)
