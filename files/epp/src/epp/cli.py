@@ -12,11 +12,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from epp import __version__, ciphers, config
+from epp import __version__, catalogue, ciphers, config
 from epp.config import ConfigError, EndpointPickerConfig
 from epp.flags import FlagError, Settings, check_without_kubernetes, help_text, missing_source, parse
 from epp.observe.log import LogOptions, setup_logging
+from epp.plugins import external, registry
+from epp.plugins.external import PluginLoadError
 
 log = logging.getLogger("epp")
 
@@ -24,6 +27,8 @@ _HELP = f"""epp {__version__}: an endpoint picker for Envoy's external processin
 
   epp [flags]                   serve
   epp check CONFIG              check an EndpointPickerConfig, and print what it comes to
+  epp plugins                   list all plugins with their parameters (--markdown: as a page)
+  epp bbr [flags]               serve body-based routing; its flags: epp bbr --help
   epp envoy-bootstrap [flags]   print a configuration of Envoy that fits; its flags: epp envoy-bootstrap --help
   epp --version                 print the version
 """
@@ -50,19 +55,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlagError as error:
         print(f"epp: {error}", file=sys.stderr)
         return 2
-    except (ConfigError, StartError) as error:
+    except (ConfigError, StartError, PluginLoadError) as error:
         print(f"epp: {error}", file=sys.stderr)
         return 1
 
 
 def _check(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise FlagError("check takes one argument, the file with the EndpointPickerConfig")
-    cfg = config.load(_read(arguments[0]), arguments[0])
+    rest = _with_plugins(arguments)
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise FlagError("check takes one argument, the file with the EndpointPickerConfig, and --plugin-path")
+    cfg = config.load(_read(rest[0]), rest[0])
     print(config.effective(cfg), end="")
     for warning in cfg.warnings:
         print(f"epp: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _plugins(arguments: Sequence[str]) -> int:
+    rest = _with_plugins(arguments)
+    if rest not in ([], ["--markdown"]):
+        raise FlagError("plugins takes --markdown, and --plugin-path")
+    print(catalogue.markdown() if rest else catalogue.text(registry()), end="")
+    return 0
+
+
+def _with_plugins(arguments: Sequence[str]) -> list[str]:
+    """Load plugins of one's own, as ``--plugin-path`` says; returns the other arguments."""
+    paths: list[str] = []
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name in ("--plugin-path", "-plugin-path"):
+            paths.append(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    _load_plugins(paths)
+    return rest
+
+
+def _load_plugins(paths: Sequence[str]) -> None:
+    external.load_entry_points()
+    for path in paths:
+        external.load_path(path)
 
 
 def _envoy_bootstrap(arguments: Sequence[str]) -> int:
@@ -73,13 +108,42 @@ def _envoy_bootstrap(arguments: Sequence[str]) -> int:
     return envoy_bootstrap.main(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": _check, "envoy-bootstrap": _envoy_bootstrap}
+def _bbr(arguments: Sequence[str]) -> int:
+    from epp.bbr.settings import BbrSettings
+    from epp.bbr.settings import parse as parse_bbr
+
+    if any(argument in ("-h", "-help", "--help") for argument in arguments):
+        print(f"epp bbr: sets headers from the bodies of requests\n\nFlags:\n{help_text(BbrSettings)}")
+        return 0
+    settings = parse_bbr(arguments, os.environ)
+    _log(settings)
+    from epp.bbr import serve
+
+    return serve.run(settings)
 
 
-def _serve(settings: Settings) -> int:
+def _log(settings: Any) -> None:
+    """Set logging up by the flags that every service has."""
     encoder = settings.zap_encoder or ("console" if settings.zap_devel else "json")
     level, traces, times = settings.zap_log_level, settings.zap_stacktrace_level, settings.zap_time_encoding
     setup_logging(LogOptions(encoder, settings.v, level, traces, times))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "bbr": _bbr,
+    "check": _check,
+    "plugins": _plugins,
+    "envoy-bootstrap": _envoy_bootstrap,
+}
+
+
+def _serve(settings: Settings) -> int:
+    _log(settings)
+    try:
+        _load_plugins(settings.plugin_path)
+    except PluginLoadError as error:
+        log.error("cannot start: %s", error)
+        return 1
     try:
         cfg = config.with_environment(_load_config(settings), os.environ)
     except (ConfigError, StartError) as error:

@@ -13,9 +13,11 @@ from typing import Any
 
 
 def flag(default: Any, text: str, kind: str) -> Any:
-    """One flag: its default, its help, and how it is written (bool, int, string, duration, size, ports, list, names).
+    """One flag: its default, its help, and how it is written (bool, int, string, duration, size, ports, list, names,
+    paths, texts).
 
-    ``list`` is separated by commas, ``names`` is one name per flag; both, and ``ports``, may be given more than once.
+    ``list`` is separated by commas, ``names`` is one name per flag, ``paths`` one path, ``texts`` anything; all of
+    them, and ``ports``, may be given more than once.
     """
     return field(default=default, metadata={"help": text, "kind": kind})
 
@@ -34,6 +36,7 @@ class Settings:
     emit_endpoint_scores: bool = flag(False, "tell the gateway each endpoint's score", "bool")
     config_file: str = flag("", "EndpointPickerConfig to use", "string")
     config_text: str = flag("", "EndpointPickerConfig to use, as text", "string")
+    plugin_path: tuple[str, ...] = flag((), "Python file with plugins, or a folder of them; may be repeated", "paths")
     allow_experimental_plugins: bool = flag(False, "has no effect: no plugin here is experimental", "bool")
     ha_enable_leader_election: bool = flag(False, "be ready only while holding the Lease of the pool", "bool")
     transport: str = flag("grpcio", "what serves ext_proc: h2 (fast) or grpcio", "string")

@@ -132,6 +132,9 @@ class FakeScheduler:
     ) -> dict[str, str]:
         return {"x-served": served} if served == "10.9.9.9:8000" else {}
 
+    def report(self, request: InferenceRequest, usage: Usage | None) -> dict[str, dict[str, float]]:
+        return {"envoy.lb": {"cost": usage.prompt_tokens}} if usage and request.model == "reports" else {}
+
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         self.completed.append(usage)
 

@@ -56,6 +56,16 @@ def test_a_whole_exchange(rooms: Any, wire: Any) -> None:
     assert service.streams == 0
 
 
+def test_what_is_told_of_an_answer_comes_with_its_end(rooms: Any, wire: Any) -> None:
+    _, exchange = opened(rooms)
+    out = send(exchange, wire.headers(), wire.body(BODY.replace(b"llama", b"reports")), wire.answer())
+    out += send(exchange, wire.answer_body(ANSWER[:20], end=False))
+    assert all("cost" not in message.dynamic_metadata["envoy.lb"] for message in out if message.dynamic_metadata)
+    (last,) = send(exchange, wire.answer_body(ANSWER[20:]))
+    assert last.dynamic_metadata["envoy.lb"]["cost"] == 3
+    assert wire.streamed([last]) == (ANSWER[20:], [True])
+
+
 def test_client_leaves_before_the_answer(rooms: Any, wire: Any) -> None:
     _, exchange = opened(rooms)
     send(exchange, wire.headers(), wire.body(BODY))

@@ -106,7 +106,7 @@ def test_every_prompt_has_its_answer(url: str) -> None:
     prompts = [f"question {number}" for number in range(12)]
     answers = inference_request.send_all(params(url, "whole", prompts=prompts, concurrency=4, path="completions"))
     assert [answer["status"] for answer in answers] == [200] * 12
-    assert sorted(body["prompt"] for _, _, body in Handler.seen) == sorted(prompts)
+    assert sorted(body["prompt"] for path, headers, body in Handler.seen) == sorted(prompts)
 
 
 def test_an_address_that_is_none() -> None:

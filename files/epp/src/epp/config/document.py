@@ -154,6 +154,8 @@ class Decoder:
             if not isinstance(item.value, dict):
                 raise self.error(item, path, f"must be a map, not {_kind(item.value)}")
             inner = typing.get_args(hint)[1]
+            if inner is Any:
+                return plain(item)
             return {key: self._value(inner, None, value, f"{path}.{key}") for key, value in item.value.items()}
         value = self._scalar(hint, field, item, path)
         self._check(field, value, item, path)
@@ -202,6 +204,15 @@ class Decoder:
             raise self.error(item, path, f"{value!r} is not possible; {did_you_mean(value, rules['choices'])}")
         if rules.get("plugin") and value and self._check_plugin is not None:
             self._check_plugin(value, item.line, path, rules["plugin"])
+
+
+def plain(item: Located) -> Any:
+    """A value without its lines, maps and lists included."""
+    if isinstance(item.value, dict):
+        return {key: plain(value) for key, value in item.value.items()}
+    if isinstance(item.value, list):
+        return [plain(value) for value in item.value]
+    return item.value
 
 
 def duration(text: str) -> float:

@@ -21,7 +21,7 @@ from epp.config.raw import (
     RawProfile,
     RawRequestHandler,
 )
-from epp.config.reference import NOT_YET
+from epp.config.reference import UNAVAILABLE
 from epp.config.schema import (
     API_VERSIONS,
     KIND,
@@ -243,8 +243,8 @@ class _Loading:
             self._specs[name] = PluginSpec(name, entry.type, parameters)
 
     def _unknown_type(self, word: str) -> str:
-        if word in NOT_YET:
-            return f"the plugin type {word!r} {LATER}"
+        if word in UNAVAILABLE:
+            return f"the plugin type {word!r} {LATER} ({UNAVAILABLE[word]})"
         return f"unknown plugin type {word!r}; {did_you_mean(word, self._types)}"
 
     def _check_reference(self, name: str, line: int, path: str) -> None:
@@ -413,7 +413,7 @@ class _Loading:
             path = f"{key}.sources[{index}]"
             name = self.of_kind(source.plugin_ref, DataSource, f"{path}.pluginRef", line)
             extractors = tuple(
-                self.of_kind(extractor.plugin_ref, Extractor, f"{path}.extractors[{position}].pluginRef", line)
+                self._extractor(extractor.plugin_ref, name, f"{path}.extractors[{position}].pluginRef", line)
                 for position, extractor in enumerate(source.extractors)
             )
             sources.append(DataSourceSpec(name, extractors))
@@ -430,6 +430,11 @@ class _Loading:
 
     def _has(self, plugin_type: str) -> bool:
         return any(spec.type == plugin_type for spec in self._specs.values())
+
+    def _extractor(self, name: str, source: str, path: str, line: int) -> str:
+        """``name``, if it can read that source: figures want an extractor, news of endpoints may go to any plugin."""
+        news = self._types[self._specs[source].type] is self._types["endpoint-notification-source"]
+        return self.of_kind(name, Plugin if news else Extractor, path, line)
 
     def _parsers(self, raw: RawConfig) -> tuple[str, ...]:
         names: list[str] = []

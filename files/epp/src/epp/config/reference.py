@@ -1,42 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plugin types of GAIE v1.3, v1.5 and llm-d-router that this EPP knows of and does not have.
+"""Plugin types of GAIE v1.3, v1.5 and llm-d-router that this EPP knows of and does not have, and why.
 
 They get a sentence of their own: whoever brings a working configuration should not be told that it has a typing error.
 """
 
 from __future__ import annotations
 
-NOT_YET = frozenset(
-    {
-        "precise-prefix-cache-scorer",
-        "mm-embeddings-cache-scorer",
-        "endpoint-attribute-scorer",
-        "topology-affinity-scorer",
-        "latency-scorer",
-        "predicted-latency-scorer",
-        "multicluster-queue-scorer",
-        "multicluster-kv-cache-utilization-scorer",
-        "multicluster-prefix-cache-scorer",
-        "prefix-cache-affinity-filter",
-        "slo-headroom-tier-filter",
-        "utilization-filter",
-        "endpoint-attribute-filter",
-        "topology-affinity-filter",
-        "multicluster-session-affinity-filter",
-        "token-producer",
-        "tokenizer",
-        "precise-prefix-cache-producer",
-        "predicted-latency-producer",
-        "burst-prefix-cache-producer",
-        "p2p-source-producer",
-        "mm-embeddings-cache-producer",
-        "request-attribute-reporter",
-        "disaggregatedset-rollout-screener",
-        "vllmgrpc-parser",
-        "k8s-notification-source",
-        "endpoint-notification-source",
-        "dcgm-data-source",
-        "dcgm-extractor",
-        "topology-extractor",
-    }
-)
+_NO_EVENTS = "events of engines' KV caches are not read"
+_NO_GPU_FIGURES = "figures of GPUs are not read; customMetrics of core-metrics-extractor has those of engines"
+_ONE_CLUSTER = "an EPP serves the pools of one cluster"
+
+UNAVAILABLE = {
+    "dcgm-data-source": _NO_GPU_FIGURES,
+    "dcgm-extractor": _NO_GPU_FIGURES,
+    "disaggregatedset-rollout-screener": "revisions of a DisaggregatedSet are not told apart",
+    "multicluster-kv-cache-utilization-scorer": _ONE_CLUSTER,
+    "multicluster-prefix-cache-scorer": _ONE_CLUSTER,
+    "multicluster-queue-scorer": _ONE_CLUSTER,
+    "multicluster-session-affinity-filter": _ONE_CLUSTER,
+    "precise-prefix-cache-producer": f"{_NO_EVENTS}; approx-prefix-cache-producer estimates",
+    "precise-prefix-cache-scorer": f"{_NO_EVENTS}; prefix-cache-scorer estimates",
+    "vllmgrpc-parser": "requests in gRPC are not understood",
+}
+"""Plugin type to why it is not there."""

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, U
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
+
+Report = Mapping[str, Mapping[str, float]]
+"""Dynamic metadata by namespace and key."""
 
 IF_AVAILABLE = "if-available"
 """Preference of a client that wants its answer only from an endpoint which need not compute the whole prompt."""
@@ -47,6 +50,9 @@ class Scheduler(Protocol):
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended."""
 
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """What the gateway shall know of an answer that has ended."""
+
 
 class Hold(Protocol):
     """A request in the in-flight counts; see ``epp.datalayer``."""
@@ -71,6 +77,40 @@ class Endpoints(Protocol):
         """A request goes to these endpoints."""
 
 
+class Rewrite(Protocol):
+    """One model in place of another; see ``epp.datalayer``."""
+
+    @property
+    def resource(self) -> str:
+        """The name of the object that says so."""
+
+    @property
+    def target(self) -> str:
+        """The model to ask for."""
+
+
+class Objectives(Protocol):
+    """What the cluster says of the requests of one pool; see ``epp.datalayer``."""
+
+    def priority(self, objective: str, model: str) -> int:
+        """The priority of a request for this model that names this objective (empty for none)."""
+
+    def rewrite(self, model: str) -> Rewrite | None:
+        """The model to ask for in place of this one; None for itself."""
+
+
+class NoObjectives:
+    """The cluster says nothing."""
+
+    def priority(self, objective: str, model: str) -> int:
+        """All are equal."""
+        return 0
+
+    def rewrite(self, model: str) -> Rewrite | None:
+        """All are asked for as they are."""
+        return None
+
+
 class RequestRecord(Protocol):
     """The metrics of one request; see ``epp.observe``."""
 
@@ -84,7 +124,20 @@ class RequestRecord(Protocol):
         """The request ended in an error."""
 
 
-class Recorder(Protocol):
+class StreamRecorder(Protocol):
+    """Metrics of streams."""
+
+    def processing(self, phase: str, seconds: float) -> None:
+        """Own work on one request."""
+
+    def stream_opened(self) -> None:
+        """A stream began."""
+
+    def stream_closed(self, seconds: float, code: str) -> None:
+        """A stream ended."""
+
+
+class Recorder(StreamRecorder, Protocol):
     """Metrics; see ``epp.observe``."""
 
     def request(
@@ -95,14 +148,8 @@ class Recorder(Protocol):
     def rejected(self, code: str) -> None:
         """A request was refused before that."""
 
-    def processing(self, phase: str, seconds: float) -> None:
-        """Own work on one request."""
-
-    def stream_opened(self) -> None:
-        """A stream began."""
-
-    def stream_closed(self, seconds: float, code: str) -> None:
-        """A stream ended."""
+    def rewritten(self, resource: str, model: str, target_model: str) -> None:
+        """A rule of the cluster has put a model in place of another."""
 
 
 class FlowControl(Protocol):
@@ -143,12 +190,14 @@ class Ticket:
         self.on_evict: Callable[[Rejection], None] | None = None
         """Tells the client so."""
 
-    def finish(self, response_bytes: int, usage: Usage | None) -> None:
-        """The answer has ended, well or cut off after its beginning."""
-        if self.open:
-            self.open = False
-            self.record.finished(response_bytes, usage)
-            self._owner.give_back(self, usage)
+    def finish(self, response_bytes: int, usage: Usage | None) -> Report:
+        """The answer has ended, well or cut off after its beginning. Returns what the gateway shall know of it."""
+        if not self.open:
+            return {}
+        self.open = False
+        self.record.finished(response_bytes, usage)
+        self._owner.give_back(self, usage)
+        return self._owner.report(self.request, usage)
 
     def fail(self, code: str) -> None:
         """There will be no answer worth the name; ``code`` says why."""
@@ -220,16 +269,15 @@ class Director:
         pool: Endpoints,
         recorder: Recorder,
         options: DirectorOptions | None = None,
-        priority_of: Callable[[str], int] = lambda objective: 0,
+        objectives: Objectives | None = None,
         flow_control: FlowControl | None = None,
     ) -> None:
-        """``priority_of`` maps the name of an objective (empty for none) to its priority; without ``flow_control`` no
-        request waits."""
+        """Without ``flow_control`` no request waits."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
-        self._priority_of = priority_of
+        self._objectives = objectives or NoObjectives()
         self._flow = flow_control
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
@@ -293,7 +341,7 @@ class Director:
             request_id=headers.get(m.REQUEST_ID) or str(uuid.UUID(int=random.getrandbits(128), version=4)),
             headers=headers,
             model=model,
-            target_model=m.first_header(headers, m.MODEL_REWRITE) or model,
+            target_model=self._target_model(model, headers),
             prompt=parsed.prompt,
             stream=parsed.stream,
             size=len(need.body),
@@ -304,8 +352,17 @@ class Director:
             cache_salt=parsed.cache_salt,
             objective=objective,
             fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
-            priority=self._priority_of(objective),
+            priority=self._objectives.priority(objective, model),
         )
+
+    def _target_model(self, model: str, headers: Mapping[str, str]) -> str:
+        """The model to ask for: a rule of the cluster goes before the client's header."""
+        rewrite = self._objectives.rewrite(model)
+        if rewrite is None:
+            return m.first_header(headers, m.MODEL_REWRITE) or model
+        if rewrite.resource:
+            self._recorder.rewritten(rewrite.resource, model, rewrite.target)
+        return rewrite.target
 
     def _route(self, need: NeedDecision, request: InferenceRequest) -> Route:
         route = Route("", model=request.model, target_model=request.target_model)
@@ -344,6 +401,10 @@ class Director:
     ) -> dict[str, str]:
         """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
         return self._scheduler.response_received(served, request, decision)
+
+    def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
+        """For tickets: what the gateway shall know of an answer that has ended."""
+        return self._scheduler.report(request, usage)
 
     def give_back(self, ticket: Ticket, usage: Usage | None) -> None:
         """For tickets: the request is over."""

@@ -8,7 +8,7 @@ old ones (``x-gateway-*``), and the first that is present counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -138,6 +138,8 @@ def body_mode(number: int) -> BodyMode:
 def routing(headers: Mapping[str, str], body: bytes | None = None, removed: Sequence[str] = ()) -> CommonResponse:
     """The part of a reply that sends the request on: headers to set and to remove, the route to be looked up again, a
     new body."""
+    if not headers and not removed and body is None:
+        return CommonResponse()
     common = CommonResponse(header_mutation=set_headers(headers), clear_route_cache=True)
     if removed:
         common.header_mutation.remove_headers.extend(removed)
@@ -209,6 +211,19 @@ def request_trailers() -> ProcessingResponse:
 def response_trailers() -> ProcessingResponse:
     """Answer to response trailers."""
     return ProcessingResponse(response_trailers=TrailersResponse())
+
+
+def reported(
+    messages: Iterable[ProcessingResponse], values: Mapping[str, Mapping[str, float]]
+) -> list[ProcessingResponse]:
+    """The same messages, the last of them with dynamic metadata: numbers by namespace and key."""
+    answers = list(messages)
+    if answers:
+        metadata = answers[-1].dynamic_metadata
+        for namespace, figures in values.items():
+            for key, number in figures.items():
+                metadata.fields[namespace].struct_value.fields[key].number_value = number
+    return answers
 
 
 def streamed(body: bytes, end: bool, of_request: bool) -> Iterator[ProcessingResponse]:

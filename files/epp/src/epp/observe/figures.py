@@ -121,6 +121,10 @@ class Figures:
             )
             for phase in ("request", "response")
         }
+        name, by = "model_rewrite_decisions_total", ("model_rewrite_name", "model_name", "target_model")
+        text = "Models that an InferenceModelRewrite has put in place of others."
+        views = (view("inference_extension_" + name, text, *by), view(_CANONICAL + name, text, *by))
+        self.rewrites = Figure(by, views, counter=True)
         text = "The version of this EPP."
         info = ("commit", "build_ref")
         views = (view("inference_extension_info", text, *info), view(_CANONICAL + "info", text, *info))

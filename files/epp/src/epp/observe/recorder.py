@@ -176,6 +176,11 @@ class Recorder:
         """A request was refused before it had a model (bad JSON and the like)."""
         self.figures.errors.value("", "", "", "", code).add()
 
+    def rewritten(self, resource: str, model: str, target_model: str) -> None:
+        """An InferenceModelRewrite has put a model in place of another."""
+        models = self._models
+        self.figures.rewrites.value(resource, _bounded(model, models), _bounded(target_model, models)).add()
+
     def processing(self, phase: str, seconds: float) -> None:
         """The EPP's own work on one request: ``phase`` is ``request`` or ``response``."""
         self.figures.processing[phase].histogram().observe(seconds)

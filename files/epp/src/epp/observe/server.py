@@ -13,14 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from epp.model import Endpoint
 from epp.observe import profiling
 from epp.observe.access import AccessGuard
-from epp.observe.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +27,14 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN = ("/healthz",)
 RELOAD_SECONDS = 1.0
 """How often the files of the certificate are looked at."""
+
+
+class Page(Protocol):
+    """Whoever knows the metrics."""
+
+    def render(self) -> bytes:
+        """All of them in Prometheus' text format. May run in another thread."""
+
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -101,7 +108,7 @@ class ObserveServer:
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: Page,
         pools: Callable[[], Mapping[str, Sequence[Endpoint]]],
         healthy: Callable[[], tuple[str, str]],
         options: ObserveOptions | None = None,

@@ -26,6 +26,7 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
 
@@ -51,4 +52,5 @@ __all__ = [
     "Scheduler",
     "SchedulingRecorder",
     "Scorer",
+    "param",
 ]

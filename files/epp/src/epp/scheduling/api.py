@@ -157,6 +157,7 @@ class Plugin(ABC):  # noqa: B024 - its kinds are the abstract ones
 
     def __init__(self, name: str, parameters: Any, context: Context) -> None:
         self.name = name
+        self.parameters = parameters
 
     @classmethod
     def needs(cls, parameters: Any) -> tuple[str, ...]:

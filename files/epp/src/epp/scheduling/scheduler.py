@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -325,7 +326,11 @@ class Builder:
         except PluginError:
             raise
         except Exception as error:
-            raise PluginError(f"plugin {name} ({spec.type}) cannot be made: {error or type(error).__name__}") from error
+            message = f"plugin {name} ({spec.type}) cannot be made: {error or type(error).__name__}"
+            if not self._registry[spec.type].__module__.startswith("epp."):
+                # Somebody's own: the last frames are theirs.
+                message += "\n" + "".join(traceback.format_exception(error, limit=-3)).rstrip()
+            raise PluginError(message) from error
         finally:
             self._building.pop()
         self._plugins[name] = plugin

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""slo-headroom-tier-filter: keeps the endpoints that are expected to meet a request's latency targets.
+
+Parameters: epsilonExploreNeg (0.01): how often the others are kept instead, so that they are not left alone for ever.
+Formula: where predictions exist, the endpoints with headroom >= 0 in both TTFT and TPOT, if there are any; else all.
+Endpoints without a prediction count as not meeting them. Without any predictions all are kept.
+Source: llm-d-router filter of the same type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epp.model import Endpoint, InferenceRequest
+from epp.plugins.latency import headrooms, prediction_of
+from epp.scheduling.api import Context, Filter, param
+
+
+@dataclass(frozen=True)
+class SloHeadroomTierFilterParameters:
+    """Parameters of slo-headroom-tier-filter."""
+
+    epsilon_explore_neg: float = param(0.01, minimum=0, maximum=1, doc="how often those that are late are kept")
+
+
+class SloHeadroomTierFilter(Filter):
+    """In time before late."""
+
+    TYPE = "slo-headroom-tier-filter"
+    PARAMETERS = SloHeadroomTierFilterParameters
+
+    def __init__(self, name: str, parameters: SloHeadroomTierFilterParameters, context: Context) -> None:
+        super().__init__(name, parameters, context)
+        self._explore = parameters.epsilon_explore_neg
+        self._rng = context.rng
+
+    def filter(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """See the module."""
+        prediction = prediction_of(request)
+        if prediction is None or len(endpoints) < 2:
+            return endpoints
+        found = headrooms(request, prediction, endpoints)
+        late = [endpoint for endpoint, room in zip(endpoints, found, strict=True) if room is None or min(room) < 0]
+        if not late or len(late) == len(endpoints):
+            return endpoints
+        if self._rng.random() < self._explore:
+            return late
+        return [endpoint for endpoint in endpoints if endpoint not in late]
