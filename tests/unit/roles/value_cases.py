@@ -153,6 +153,12 @@ EPP_CASES = [
         at("Deployment", "m-epp", ".metadata.namespace", "models"),
         flagged("pool-namespace", "models"),
     ),
+    case(
+        "epp_drain_timeout",
+        {**EPP, "epp_drain_timeout": 60},
+        flagged("drain-timeout", "60s"),
+        at("Deployment", "m-epp", ".spec.template.spec.terminationGracePeriodSeconds", 75),
+    ),
     case("epp_log_level", {**EPP, "epp_log_level": "debug"}, flagged("v", "4")),
     case("epp_log_encoder", {**EPP, "epp_log_encoder": "console"}, flagged("zap-encoder", "console")),
     case(
