@@ -13,6 +13,8 @@ from pathlib import Path
 from conformance import report
 
 HERE = Path(__file__).resolve().parent
+WORKERS = (os.cpu_count() or 1) + 1
+"""Cases wait more than they work."""
 
 
 def main() -> int:
@@ -22,6 +24,13 @@ def main() -> int:
         "--epp", action="append", help="picker: a name in drivers/, or a driver's file (default: ours, go)"
     )
     parser.add_argument("--output", type=Path, default=Path("conformance-report"), help="folder for the report")
+    parser.add_argument("--summary", type=Path, help="also write the report's summary to this Markdown file")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=WORKERS,
+        help="processes that run cases, each with pickers of its own (%(default)s)",
+    )
     parser.add_argument("-k", dest="only", help="only the cases that this expression names, as in pytest")
     arguments = parser.parse_args()
     if not os.environ.get("KUBECONFIG"):
@@ -31,20 +40,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         for number, epp in enumerate(arguments.epp or ["ours", "go"]):
             results = Path(folder) / f"{number}.json"
-            if not _run(epp, results, arguments.only):
+            if not _run(epp, results, arguments.only, arguments.workers):
                 return 2
             runs += report.read([results])
     files = report.write(runs, arguments.output)
+    if arguments.summary:
+        arguments.summary.parent.mkdir(parents=True, exist_ok=True)
+        arguments.summary.write_text(report.as_summary(runs), encoding="utf-8")
     for run in runs:
         print(report.summary(run))
     print(f"the report is in {files[0]} and {files[1].name}")
     return int(any(report.failures(run) for run in runs))
 
 
-def _run(epp: str, results: Path, only: str | None) -> bool:
+def _run(epp: str, results: Path, only: str | None, workers: int) -> bool:
     """Run the cases against a picker; returns whether they could be run."""
     command = [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), str(HERE / "cases"), "-q", "--no-header"]
     command += ["--tb=short", "--epp", epp, "--results", str(results), *(["-k", only] if only else [])]
+    command += ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
     return status in (0, 1) and results.exists()

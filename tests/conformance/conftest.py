@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from conformance.kit import driver as drivers
+from conformance.kit import leftovers
 from conformance.kit.cluster import ApiError
 from conformance.kit.driver import Driver, DriverError
 from conformance.kit.picker import Picker
-from conformance.kit.wait import PATIENCE
+from conformance.kit.wait import LONG, PATIENCE, SHORT
 from conformance.kit.world import Pool, Standing, World, world
 
-RESULTS = pytest.StashKey[list[dict[str, Any]]]()
-STARTED = pytest.StashKey[float]()
 DRIVER = pytest.StashKey[Driver]()
 
 
@@ -34,12 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "differs(NAME=WHY): the picker NAME does something else here, on purpose")
     # Whoever ends the run politely wants the namespace and the processes gone, too.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    config.stash[RESULTS] = []
-    config.stash[STARTED] = time.monotonic()
     try:
         config.stash[DRIVER] = drivers.load(config.getoption("epp"))
     except DriverError as error:
         raise pytest.UsageError(str(error)) from None
+    if hasattr(config, "workerinput"):
+        leftovers.end_with_parent()
+    else:
+        config.pluginmanager.register(Results(config), "conformance-results")
 
 
 def case_name(nodeid: str) -> str:
@@ -57,10 +58,16 @@ def _deviation(item: pytest.Item) -> str:
     return driver.deviation(case_name(item.nodeid))
 
 
-@pytest.fixture(autouse=True)
-def patience(request: pytest.FixtureRequest) -> None:
-    """Long, but short where it is known that nothing will come."""
-    PATIENCE.seconds = 1.0 if _deviation(request.node) else 10.0
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Patience is short where it is known that nothing will come, in the case itself: others share its fixtures."""
+    PATIENCE.seconds = SHORT if _deviation(item) else LONG
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """And long again."""
+    PATIENCE.seconds = LONG
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,11 +82,37 @@ def pytest_runtest_makereport(
         report.outcome = "skipped"
         report.wasxfail = why
     if report.when == "call" or failed or (report.when == "setup" and report.skipped):
-        _record(item, report, failed, why)
+        # Where several processes run the cases, this travels to the one that writes the results.
+        report.case = _record(item, report, failed, why)  # type: ignore[attr-defined]
     return report
 
 
-def _record(item: pytest.Item, report: pytest.TestReport, failed: bool, why: str) -> None:
+class Results:
+    """Collects what each case did."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._cases: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if case := getattr(report, "case", None):
+            self._cases.append(case)
+
+    def pytest_sessionfinish(self) -> None:
+        file = self._config.getoption("results")
+        if file:
+            driver = self._config.stash[DRIVER]
+            found = {
+                "name": driver.name,
+                "title": driver.title,
+                "seconds": round(time.monotonic() - self._started, 1),
+                "cases": sorted(self._cases, key=lambda case: str(case["case"]).partition("/")[0]),
+            }
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _record(item: pytest.Item, report: pytest.TestReport, failed: bool, why: str) -> dict[str, Any]:
     outcome: str = report.outcome
     text = ""
     if failed:
@@ -90,16 +123,14 @@ def _record(item: pytest.Item, report: pytest.TestReport, failed: bool, why: str
     elif isinstance(report.longrepr, tuple):
         text = report.longrepr[2]
     doc = (getattr(item.obj, "__doc__", "") or "").strip().splitlines()  # type: ignore[attr-defined]
-    item.config.stash[RESULTS].append(
-        {
-            "case": case_name(item.nodeid),
-            "about": doc[0] if doc else "",
-            "outcome": outcome,
-            "why": why,
-            "text": text,
-            "seconds": round(report.duration, 2),
-        }
-    )
+    return {
+        "case": case_name(item.nodeid),
+        "about": doc[0] if doc else "",
+        "outcome": outcome,
+        "why": why,
+        "text": text,
+        "seconds": round(report.duration, 2),
+    }
 
 
 def _error(report: pytest.TestReport) -> str:
@@ -107,19 +138,6 @@ def _error(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = str(crash.message if crash else report.longrepr or "").strip().splitlines()
     return lines[0][:400] if lines else ""
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    file = session.config.getoption("results")
-    if file:
-        driver = session.config.stash[DRIVER]
-        found = {
-            "name": driver.name,
-            "title": driver.title,
-            "seconds": round(time.monotonic() - session.config.stash[STARTED], 1),
-            "cases": session.config.stash[RESULTS],
-        }
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,27 @@ def as_markdown(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_summary(runs: Sequence[Run]) -> str:
+    """Cases per subject, and where pickers differ on purpose, why. It stays the same as long as the pickers do."""
+    lines = [
+        "# Conformance of endpoint pickers",
+        "",
+        "Written by `make conformance`; the cases are in `tests/conformance`.",
+    ]
+    titles = " | ".join(_titles(runs))
+    lines += ["", f"| cases | number | {titles} |", "|---|--:" + "|--:" * len(runs) + "|"]
+    subjects: dict[str, Counter[str]] = {}
+    for name, _, row in _rows(runs):
+        counted = subjects.setdefault(name.partition("/")[0], Counter())
+        counted["cases"] += 1
+        counted.update({run: case["outcome"] in ("passed", "agrees") for run, case in row.items()})
+    subjects["**all**"] = sum(subjects.values(), Counter())
+    for subject, counted in subjects.items():
+        cells = " | ".join(str(counted[run["name"]]) for run in runs)
+        lines.append(f"| {subject} | {counted['cases']} | {cells} |")
+    return "\n".join([*lines, "", *_failed(runs), *_differences(runs)]).rstrip() + "\n"
+
+
 def _failed(runs: Sequence[Run]) -> list[str]:
     lines = []
     for run in runs:

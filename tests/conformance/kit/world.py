@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from conformance.kit.cluster import NEW, OLD, Api, Namespace, definition, namespace
+from conformance.kit.cluster import NEW, OLD, Api, Namespace, define, namespace, sweep
 from conformance.kit.driver import Driver
 from conformance.kit.engines import Engine
 from conformance.kit.picker import Picker, Ports, Process, picker, run
@@ -96,8 +96,10 @@ class World:
         """Engines on addresses of their own."""
         made: list[Engine] = []
         try:
-            for _ in range(count):
-                made.append(Engine(self.address(), **options))
+            while len(made) < count:
+                # Somebody else may have taken an address.
+                with contextlib.suppress(OSError):
+                    made.append(Engine(self.address(), **options))
             yield made
         finally:
             for each in made:
@@ -173,7 +175,7 @@ class World:
         """A picker for a pool, serving."""
         flags = [*(ports.flags() if ports else []), *self.flags(pool, config, tls=tls), *more]
         variables = {**self.environment, **(environment or {})}
-        with picker(self.driver, flags, variables, ports=ports, tls=tls, serving=serving) as found:
+        with picker(self.driver, flags, variables, self.api.turns, ports=ports, tls=tls, serving=serving) as found:
             yield found
 
     @contextlib.contextmanager
@@ -187,7 +189,9 @@ class World:
     ) -> Iterator[Picker]:
         """A picker with just these flags, and those of its ports unless they are given."""
         variables = {**self.environment, **(environment or {})}
-        with picker(self.driver, list(flags), variables, ports=ports, tls=tls, serving=serving) as found:
+        with picker(
+            self.driver, list(flags), variables, self.api.turns, ports=ports, tls=tls, serving=serving
+        ) as found:
             yield found
 
     @contextlib.contextmanager
@@ -234,9 +238,18 @@ class Standing:
 
 @contextlib.contextmanager
 def world(driver: Driver, kubeconfig: str) -> Iterator[World]:
-    """Surroundings in the cluster that a kubeconfig names; nothing of them stays."""
+    """Surroundings in the cluster that a kubeconfig names; nothing of them stays, nor of runs that were killed."""
     api = Api(kubeconfig)
     with contextlib.ExitStack() as stack:
-        for group, version, kind in NEEDED:
-            stack.enter_context(definition(api, group, version, kind))
-        yield World(driver, api, stack.enter_context(namespace(api)), kubeconfig)
+        stack.callback(_leave, api)
+        with api.turns.alone():
+            sweep(api)
+            space = stack.enter_context(namespace(api))
+            for group, version, kind in NEEDED:
+                define(api, group, version, kind)
+        yield World(driver, api, space, kubeconfig)
+
+
+def _leave(api: Api) -> None:
+    with api.turns.alone():
+        sweep(api)

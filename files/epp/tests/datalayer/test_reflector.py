@@ -21,7 +21,7 @@ from epp.datalayer import Datastore, PoolWatcher, SelectorWatcher
 from epp.datalayer import kubernetes as kubernetes_module
 from epp.datalayer.kubeconfig import Credentials
 from epp.datalayer.kubernetes import KubeClient, KubeError, _socket
-from epp.datalayer.objectives import Objectives
+from epp.datalayer.resources import Resource
 
 NEW = "inference.networking.k8s.io"
 PODS = "/api/v1/namespaces/ns/pods"
@@ -36,6 +36,8 @@ class Api:
         self.answers: dict[str, list[web.Response]] = defaultdict(list)
         self.watches: dict[str, list[asyncio.Queue[bytes | None]]] = defaultdict(list)
         self.missing: set[str] = set()
+        self.resources: dict[str, list[dict[str, str]] | None] = {}
+        """What a group has, for those that are asked for it; None for a group that does not exist."""
         self.lists: dict[str, int] = defaultdict(int)
         self.page = 500
         self.server = ""
@@ -44,7 +46,9 @@ class Api:
         path = request.path
         if self.answers[path]:
             return self.answers[path].pop(0)
-        if path in self.missing:
+        if self.resources.get(path):
+            return web.json_response({"resources": self.resources[path]})
+        if path in self.missing or path in self.resources:
             return web.json_response({"message": "not found"}, status=404)
         if "watch" in request.query:
             return await self.watch(request)
@@ -273,32 +277,70 @@ def test_ports_of_a_selector(ports: list[int]) -> None:
         SelectorWatcher(Datastore(), KubeClient(Credentials("http://x")), "ns", "app=m", ports)
 
 
-OBJECTIVES = "/apis/{}/namespaces/ns/inferenceobjectives"
+NEW_GROUP, OLD_GROUP = "/apis/llm-d.ai/v1alpha2", "/apis/inference.networking.x-k8s.io/v1alpha2"
+THINGS = "{}/namespaces/ns/things"
 
 
-def objective(name: str, priority: Any, pool: str = "pool") -> dict[str, Any]:
-    return {
-        "metadata": {"name": name, "resourceVersion": "2"},
-        "spec": {"priority": priority, "poolRef": {"name": pool}},
-    }
+class TestResource:
+    """A resource that comes and goes, in two groups."""
 
+    @pytest.fixture
+    async def names(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], list[str]]]:
+        monkeypatch.setattr("epp.datalayer.resources.LOOK_AGAIN", 0.05)
+        monkeypatch.setattr("epp.datalayer.resources.GONE_AFTER", 0.01)
+        self.define(api)
+        seen: list[list[str]] = [[]]
+        client = KubeClient(Credentials(api.server))
+        groups = [group.removeprefix("/apis/") for group in (NEW_GROUP, OLD_GROUP)]
+        resource = Resource(client, "ns", "things", groups, lambda objects: seen.append(sorted(objects)))
+        async with running(resource, client):
+            yield lambda: seen[-1]
 
-@pytest.mark.parametrize("group", ["llm-d.ai/v1alpha2", "inference.networking.x-k8s.io/v1alpha2"])
-async def test_objectives(api: Api, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epp.datalayer.objectives.LOOK_AGAIN", 0.02)
-    api.missing |= {"/apis/llm-d.ai/v1alpha2", "/apis/inference.networking.x-k8s.io/v1alpha2"}
-    path, client = OBJECTIVES.format(group), KubeClient(Credentials(api.server))
-    api.items[path] = [objective("batch", -1), objective("none", None), objective("theirs", 9, pool="other")]
-    objectives = Objectives(client, "ns")
-    async with running(objectives, client):
+    def define(self, api: Api, *groups: str) -> None:
+        """The cluster has the resource in these groups from now on; the one in ``items`` is named after its group."""
+        for group in (NEW_GROUP, OLD_GROUP):
+            here = group in groups
+            path = THINGS.format(group)
+            api.resources[group] = [{"name": "things"}] if here else None
+            name = "new" if group == NEW_GROUP else "old"
+            api.items[path] = [{"metadata": {"name": name, "resourceVersion": "2"}}]
+            (api.missing.discard if here else api.missing.add)(path)
+            if not here:
+                for queue in api.watches.pop(path, []):
+                    queue.put_nowait(None)
+
+    async def test_it_comes(self, api: Api, names: Callable[[], list[str]]) -> None:
         await asyncio.sleep(0.1)
-        assert objectives.priority("pool", "batch") == 0
-        resources = {"resources": [{"name": "inferenceobjectives"}]}
-        api.answers["/apis/inference.networking.x-k8s.io/v1alpha2"] = [web.json_response(resources)] * 5
-        if group.startswith("llm-d"):
-            api.answers["/apis/llm-d.ai/v1alpha2"] = [web.json_response(resources)] * 5
-        await eventually(lambda: objectives.priority("pool", "batch") == -1)
-        assert [objectives.priority("pool", name) for name in ("none", "theirs", "unknown", "")] == [0, 0, 0, 0]
-        assert objectives.priority("other", "theirs") == 9
-        await api.send(path, "DELETED", objective("batch", -1))
-        await eventually(lambda: objectives.priority("pool", "batch") == 0)
+        assert names() == []
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+
+    async def test_the_first_group_counts(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+        self.define(api, NEW_GROUP, OLD_GROUP)
+        await eventually(lambda: names() == ["new"])
+
+    async def test_it_goes(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, NEW_GROUP, OLD_GROUP)
+        await eventually(lambda: names() == ["new"])
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+        self.define(api)
+        await eventually(lambda: names() == [])
+
+    async def test_changes(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, NEW_GROUP)
+        await eventually(lambda: names() == ["new"])
+        path = THINGS.format(NEW_GROUP)
+        await api.send(path, "ADDED", {"metadata": {"name": "another", "resourceVersion": "3"}})
+        await eventually(lambda: names() == ["another", "new"])
+        await api.send(path, "DELETED", {"metadata": {"name": "new", "resourceVersion": "4"}})
+        await eventually(lambda: names() == ["another"])
+
+    async def test_an_api_server_that_is_away_changes_nothing(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+        api.answers[NEW_GROUP] = [web.json_response({"message": "overloaded"}, status=503) for _ in range(4)]
+        await eventually(lambda: not api.answers[NEW_GROUP])
+        assert names() == ["old"]
