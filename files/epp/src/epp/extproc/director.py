@@ -279,6 +279,8 @@ class Director:
         self._options = options or DirectorOptions()
         self._objectives = objectives or NoObjectives()
         self._flow = flow_control
+        self.decided: Callable[[InferenceRequest, Decision | Rejection], None] = lambda request, outcome: None
+        """Takes note of every outcome."""
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
@@ -304,10 +306,12 @@ class Director:
             decision, hold = self._choose(need, request)
         except Rejection as rejection:
             record.failed(rejection.code)
+            self.decided(request, rejection)
             raise
         except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
+        self.decided(request, decision)
         route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
         for key, value in decision.headers.items():
             if value:
