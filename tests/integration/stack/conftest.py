@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .state import State, kubernetes
+from .state import State
 
 ROOT = Path(__file__).parents[3]
 RECAP = re.compile(r"^localhost\s.*?changed=(\d+).*?failed=(\d+)", re.MULTILINE)
@@ -132,7 +132,7 @@ def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
 
 @pytest.fixture(scope="session")
 def state() -> State:
-    return State(kubernetes())
+    return State()
 
 
 @pytest.fixture(scope="session")
