@@ -25,7 +25,7 @@ OLD, NEW = "inference_extension_flow_control_", "llm_d_epp_flow_control_"
 
 @pytest.fixture(scope="module")
 def limited(around: World) -> Iterator[Queue]:
-    """Two may wait in a band, one in that of priority 5, any number in that of 10; 100 kB in negative ones; 6 in all."""
+    """Two may wait in a band, one with priority 5, any number with 10; 100 kB in negative bands; six in all."""
     section = {
         "maxRequests": 6,
         "defaultPriorityBand": {"maxRequests": 2},
