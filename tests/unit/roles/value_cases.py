@@ -118,6 +118,14 @@ EPP_CASES = [
         {**EPP, "epp_replicas": 2},
         at("Deployment", "m-epp", ".spec.replicas", 2),
         there("PodDisruptionBudget", "m-epp"),
+        there("Service", "m-epp-peers"),
+        flagged("statesync-port", "9006"),
+    ),
+    case(
+        "epp_state_sync",
+        {**EPP, "epp_replicas": 2, "epp_state_sync": False},
+        gone("Service", "m-epp-peers"),
+        flagged("statesync-port"),
     ),
     case(
         "epp_pools[].replicas",

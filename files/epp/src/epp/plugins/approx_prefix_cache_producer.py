@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from epp.datalayer.prefix import PrefixIndex, block_hashes
 from epp.model import Decision, Endpoint, InferenceRequest
@@ -54,7 +55,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
     """Remembers what was sent where."""
 
     TYPE = "approx-prefix-cache-producer"
-    PARAMETERS = ApproxPrefixCacheProducerParameters
+    PARAMETERS: ClassVar[type[Any]] = ApproxPrefixCacheProducerParameters
 
     def __init__(self, name: str, parameters: ApproxPrefixCacheProducerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
