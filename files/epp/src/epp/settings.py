@@ -67,7 +67,9 @@ class Settings:
     metrics_cert_dir: str = flag("", "folder with tls.crt and tls.key: serve metrics over HTTPS", "string")
     metrics_client_ca_file: str = flag("", "CA bundle: only clients with a certificate of it read metrics", "string")
     enable_pprof: bool = flag(True, "profiles and stacks of this process under /debug/pprof/", "bool")
-    refresh_metrics_interval: float = flag(0.05, "time between two readings of a busy endpoint's metrics", "duration")
+    refresh_metrics_interval: float = flag(
+        0.05, "shortest time between two readings of a busy endpoint's metrics", "duration"
+    )
     refresh_prometheus_metrics_interval: float = flag(
         5.0, "has no effect: the pool's metrics are computed when they are read, and so never older", "duration"
     )
