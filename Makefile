@@ -17,6 +17,7 @@ LINK := .cache/collections/ansible_collections/inferops/cluster
 
 .PHONY: docs help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
 .PHONY: coverage conformance conformance-ours
+.PHONY: platform chaos
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,12 @@ envoy: env ## The endpoint picker behind the real Envoy
 
 integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
 	pytest -q tests/integration files/epp/tests -m cluster
+
+platform: env ## The whole platform there: drift, interrupted runs (CHAOS_POINTS), each role verified and removed alone
+	@python -m target run pytest -q tests/integration/stack -m platform $(ARGS)
+
+chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHAOS_SEED repeats them)
+	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/stack/test_chaos.py -m platform $(ARGS)
 
 conformance: env ## Our endpoint picker and the Go one through every case; writes docs/conformance.md
 	@python -m target api

@@ -14,8 +14,8 @@ from types import FrameType
 
 from target.cluster import ROOT, Target, TargetError
 
-WITHOUT_CLUSTER = ("lint", "unit", "envoy")
-WITH_CLUSTER = ("integration", "conformance-ours", "molecule")
+WITHOUT_CLUSTER = ("gates", "unit", "envoy")
+WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
 
 
 class Interrupted(Exception):

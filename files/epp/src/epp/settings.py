@@ -2,8 +2,8 @@
 """All flags of the command line, typed, with their defaults. How they are written and read is :mod:`epp.flags`'s.
 
 Names and defaults are those of the reference endpoint picker (GAIE v1.3 to v1.5, and llm-d-router), so that its
-arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``, and ``--pool-name``
-more than once.
+arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``,
+``--statesync-*``, and ``--pool-name`` more than once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 def flag(default: Any, text: str, kind: str) -> Any:
     """One flag: its default, its help, and how it is written (bool, int, string, duration, size, ports, list, names,
-    paths).
+    paths, texts).
 
-    ``list`` is separated by commas, ``names`` is one name per flag, ``paths`` one path; all of them, and ``ports``, may
-    be given more than once.
+    ``list`` is separated by commas, ``names`` is one name per flag, ``paths`` one path, ``texts`` anything; all of
+    them, and ``ports``, may be given more than once.
     """
     return field(default=default, metadata={"help": text, "kind": kind})
 
@@ -39,7 +39,13 @@ class Settings:
     plugin_path: tuple[str, ...] = flag((), "Python file with plugins, or a folder of them; may be repeated", "paths")
     allow_experimental_plugins: bool = flag(False, "has no effect: no plugin here is experimental", "bool")
     ha_enable_leader_election: bool = flag(False, "be ready only while holding the Lease of the pool", "bool")
-    transport: str = flag("grpcio", "what serves ext_proc: h2 (fast) or grpcio", "string")
+    statesync_peers: tuple[str, ...] = flag(
+        (),
+        "share load and prefixes with the replicas at these hosts (host or host:port), with commas",
+        "list",
+    )
+    statesync_port: int = flag(9006, "port on which peers are told, with --statesync-peers", "int")
+    transport: str = flag("h2", "what serves ext_proc: h2 (our own) or grpcio", "string")
     grpc_port: int = flag(9002, "port of the ext_proc service", "int")
     grpc_health_port: int = flag(9003, "port of the gRPC health service, plaintext", "int")
     health_checking: bool = flag(False, "answer health checks on the ext_proc port too, always SERVING", "bool")
@@ -61,7 +67,9 @@ class Settings:
     metrics_cert_dir: str = flag("", "folder with tls.crt and tls.key: serve metrics over HTTPS", "string")
     metrics_client_ca_file: str = flag("", "CA bundle: only clients with a certificate of it read metrics", "string")
     enable_pprof: bool = flag(True, "profiles and stacks of this process under /debug/pprof/", "bool")
-    refresh_metrics_interval: float = flag(0.05, "time between two readings of a busy endpoint's metrics", "duration")
+    refresh_metrics_interval: float = flag(
+        0.05, "shortest time between two readings of a busy endpoint's metrics", "duration"
+    )
     refresh_prometheus_metrics_interval: float = flag(
         5.0, "has no effect: the pool's metrics are computed when they are read, and so never older", "duration"
     )

@@ -124,7 +124,20 @@ class RequestRecord(Protocol):
         """The request ended in an error."""
 
 
-class Recorder(Protocol):
+class StreamRecorder(Protocol):
+    """Metrics of streams."""
+
+    def processing(self, phase: str, seconds: float) -> None:
+        """Own work on one request."""
+
+    def stream_opened(self) -> None:
+        """A stream began."""
+
+    def stream_closed(self, seconds: float, code: str) -> None:
+        """A stream ended."""
+
+
+class Recorder(StreamRecorder, Protocol):
     """Metrics; see ``epp.observe``."""
 
     def request(
@@ -137,15 +150,6 @@ class Recorder(Protocol):
 
     def rewritten(self, resource: str, model: str, target_model: str) -> None:
         """A rule of the cluster has put a model in place of another."""
-
-    def processing(self, phase: str, seconds: float) -> None:
-        """Own work on one request."""
-
-    def stream_opened(self) -> None:
-        """A stream began."""
-
-    def stream_closed(self, seconds: float, code: str) -> None:
-        """A stream ended."""
 
 
 class FlowControl(Protocol):
@@ -275,6 +279,8 @@ class Director:
         self._options = options or DirectorOptions()
         self._objectives = objectives or NoObjectives()
         self._flow = flow_control
+        self.decided: Callable[[InferenceRequest, Decision | Rejection], None] = lambda request, outcome: None
+        """Takes note of every outcome."""
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
@@ -300,10 +306,12 @@ class Director:
             decision, hold = self._choose(need, request)
         except Rejection as rejection:
             record.failed(rejection.code)
+            self.decided(request, rejection)
             raise
         except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
+        self.decided(request, decision)
         route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
         for key, value in decision.headers.items():
             if value:

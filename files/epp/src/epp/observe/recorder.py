@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import Metric
 
 from epp.model import Endpoint, Usage
+from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 
 MAX_VALUES = 256
@@ -124,6 +125,7 @@ class Recorder:
 
     def __init__(self, streams: bool = True) -> None:
         """``streams`` says whether streams are counted and timed (flag enable-grpc-stream-metrics)."""
+        self.decisions = DecisionLog()
         self._count_streams = streams
         self.figures = Figures()
         """What is counted; for the recorders of single parts."""
@@ -253,6 +255,10 @@ class Recorder:
     def leading(self, leader: bool) -> None:
         """Whether this process may take traffic, as far as the election is concerned."""
         self.figures.leader.value().set(float(leader))
+
+    def peers(self, count: int) -> None:
+        """So many replicas share their state with this one."""
+        self.figures.peers.value().set(float(count))
 
     def watch_pool(self, view: PoolView) -> None:
         """Compute this pool's metrics whenever metrics are read."""
