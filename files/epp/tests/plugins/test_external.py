@@ -205,7 +205,7 @@ class TestMistakes:
         assert told == "DIR/mine.py: the type 'mine' comes from DIR/first.py, too; rename one"
 
     def test_an_empty_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(PluginLoadError, match="no [.]py file in this folder"):
+        with pytest.raises(PluginLoadError, match=r"no [.]py file in this folder"):
             external.load_path(str(tmp_path))
 
     def test_a_plugin_that_fails_at_work(self, tmp_path: Path, kit: Any, caplog: pytest.LogCaptureFixture) -> None:
