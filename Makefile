@@ -15,8 +15,9 @@ export PY_COLORS ?= 0
 ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
-.PHONY: docs help demo converge verify teardown test lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
+.PHONY: docs help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
 .PHONY: coverage conformance conformance-ours
+.PHONY: platform chaos
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,13 +37,11 @@ teardown: env ## Remove all that site.yml made
 test: env ## Everything that CI runs
 	@python -m target test
 
-lint: env ## Style, types, and Ansible's own rules at profile production
-	ruff check .
-	ruff format --check .
-	mypy
-	yamllint --strict .
-	antsibull-changelog lint
-	ansible-lint
+gates: env ## Every check that Galaxy, Automation Hub and we ourselves ask for, on every supported ansible-core and Python
+	@python -m gates $(ARGS)
+
+lint: env ## The quick gates: style, types, licences, and Ansible's own rules at profile production
+	@python -m gates --quick
 
 unit: env ## Tests that need no cluster, and how much of the endpoint picker they cover
 	pytest -q tests/unit tests/sim/tests tests/lab/tests tests/target/tests -m 'not cluster and not envoy'
@@ -58,6 +57,12 @@ envoy: env ## The endpoint picker behind the real Envoy
 
 integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
 	pytest -q tests/integration files/epp/tests -m cluster
+
+platform: env ## The whole platform there: drift, interrupted runs (CHAOS_POINTS), each role verified and removed alone
+	@python -m target run pytest -q tests/integration/platform -m platform $(ARGS)
+
+chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHAOS_SEED repeats them)
+	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/platform/test_chaos.py -m platform $(ARGS)
 
 conformance: env ## Our endpoint picker and the Go one through every case; writes docs/conformance.md
 	@python -m target api
@@ -91,11 +96,13 @@ bench-quick: env ## Only the data path's bounds, in less than 5 minutes
 bench-apply: env ## apply_set against kubernetes.core.k8s and kubectl, in turns (the cluster in use)
 	@python -m target run python -m benchmarks.apply $(ARGS)
 
-docs: env ## Make the page about plugins anew
-	PYTHONPATH=files/epp/src python -m epp plugins --markdown > docs/plugins.md
-
 fuzz: env ## Ten minutes of broken streams, bodies, pages and configurations for the EPP
 	FUZZ_SECONDS=600 pytest -q files/epp/tests/fuzz --timeout 900
+
+docs: env ## Make the pages about plugins and values, and the roles' tables of variables, anew
+	@PYTHONPATH=files/epp/src python -m epp plugins --markdown > docs/plugins.md
+	@python -m reference.values
+	@python -m reference.variables
 
 env: $(ENV) $(LINK) ## The development environment, from the locks
 

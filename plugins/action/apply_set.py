@@ -46,7 +46,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result.update(APPLIER.execute(self, args, task_vars))
         else:
             result.update(self._in_parts(args, progress.Clock(timeout), task_vars or {}))
-        return result
+        return _told(result) if result.get("failed") else result
 
     def _in_parts(self, args: Json, clock: progress.Clock, task_vars: Json) -> Json:
         """The module once or, while something is still being deleted, more often; then waits for what is not ready."""
@@ -97,6 +97,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             raise AnsibleActionFail(
                 f"cannot find {source!r} among the {folder} of the role or play: {error}"
             ) from error
+
+
+def _told(result: Json) -> Json:
+    """A failure as a person can read it: Ansible prints all that it returns, so only objects that matter are left."""
+    if "objects" in result:
+        result["objects"] = [entry for entry in result["objects"] if entry["changed"] or entry["reason"]]
+    return result
 
 
 def _text(rendered: Any) -> str:

@@ -90,7 +90,7 @@ def endpoint_picker_config(values: Mapping[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {
         "apiVersion": API_VERSION,
         "kind": "EndpointPickerConfig",
-        "plugins": [scorer for scorer, _ in scorers] + [picker],
+        "plugins": [scorer for scorer, dummy in scorers] + [picker],
         "schedulingProfiles": [{"name": "default", "plugins": [*profile, {"pluginRef": picker["type"]}]}],
     }
     thresholds = _mapping(values, "saturation_detector")

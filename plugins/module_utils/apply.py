@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
 from ansible_collections.inferops.cluster.plugins.module_utils.collateral import refuse_collateral
+from ansible_collections.inferops.cluster.plugins.module_utils.conflicts import conflicts, repairable
 from ansible_collections.inferops.cluster.plugins.module_utils.deadline import Deadline
 from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource
 from ansible_collections.inferops.cluster.plugins.module_utils.drift import in_sync, same_content, same_ownership
@@ -42,13 +43,18 @@ POLL = 0.2  # seconds
 
 @dataclass
 class Applier:
-    """Applies the members of one set. ``check_mode``: judge everything, write nothing."""
+    """Applies the members of one set.
+
+    ``force``: take over fields of all other managers; ``repair``: of people. ``check_mode``: judge everything, write
+    nothing.
+    """
 
     client: Client
     discovery: Discovery
     members: List[Member]
     manager: str
     force: bool
+    repair: bool
     check_mode: bool
     deadline: Deadline
     membership: Optional[Membership] = None
@@ -86,6 +92,7 @@ class Applier:
             read_live(self.client, self.members)
             carry_over(self.members, self.manager)
             return
+        shared = [member for member in self.members if member.shared]
         self.membership.read()
         self.strays = self.membership.survey(self.members)
         read_live(self.client, [member for member in self.members if member.live is None])
@@ -94,6 +101,7 @@ class Applier:
         leaving = [self.membership.live, *(member.live for member in self.strays)]
         refuse_collateral(self.client, self.discovery, self.strays, leaving)
         self.membership.join(self.members)
+        carry_over(shared, self.manager)
 
     def _let_leave(self) -> None:
         """An earlier deletion of members may not have ended. They are made anew once they are gone."""
@@ -142,9 +150,11 @@ class Applier:
 
     def _dry_run(self, member: Member) -> Optional[ApiError]:
         try:
-            member.after = self.client.apply(member.path, member.wanted, self.manager, self.force, dry_run=True)
+            member.after = self._applied(member, dry_run=True)
         except ApiError as error:
             return error
+        if member.taken:
+            member.note = f"takes over {', '.join(str(one) for one in member.taken)}"
         if member.live is None:
             member.action = "created"
         elif not same_content(member.live, member.after):
@@ -155,6 +165,22 @@ class Applier:
             member.action = "updated"
             member.note = f"only the ownership of its fields goes to {self.manager}"
         return None
+
+    def _applied(self, member: Member, dry_run: bool = False) -> Json:
+        """Apply one member. Fields of others are taken over where that is allowed, and remembered in ``taken``."""
+        if self.force and not dry_run:
+            return self.client.apply(member.path, member.wanted, self.manager, force=True)
+        try:
+            return self.client.apply(member.path, member.wanted, self.manager, dry_run=dry_run)
+        except ApiError as error:
+            found = conflicts(error)
+            allowed = self.force or (
+                self.repair and repairable(found, member.live, self.manager, member.wanted["apiVersion"])
+            )
+            if not found or not allowed:
+                raise
+        member.taken = found
+        return self.client.apply(member.path, member.wanted, self.manager, force=True, dry_run=dry_run)
 
     def _absent_namespaces(self) -> Dict[str, None]:
         """Namespaces of this set that do not exist yet."""
@@ -231,7 +257,7 @@ class Applier:
 
     def _write_one(self, member: Member) -> Optional[ApiError]:
         try:
-            member.after = self.client.apply(member.path, member.wanted, self.manager, self.force)
+            member.after = self._applied(member)
         except ApiError as error:
             return error
         member.written = True

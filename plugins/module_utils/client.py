@@ -139,6 +139,22 @@ class Client:
             if connection is not None:
                 connection.close()
 
+    def fetch(self, path: str, headers: Dict[str, str]) -> Tuple[int, str]:
+        """Status and text of whatever answers at ``path``: through the API server's proxy, that is no API of its own.
+
+        Raises UnreachableError.
+        """
+        for attempt in (1, 2):  # a connection that was kept may have been closed meanwhile
+            try:
+                status, _retry_after, text = self._exchange(
+                    "GET", f"{self._prefix}{path}", None, {**self._headers(), "Accept": "*/*", **headers}
+                )
+                return status, text.decode(errors="replace")
+            except (OSError, http.client.HTTPException) as error:
+                self._drop_connection()
+                failure = UnreachableError(self._unreachable(error, attempt))
+        raise failure
+
     def apply(
         self, path: str, body: Dict[str, Any], manager: str, force: bool = False, dry_run: bool = False
     ) -> Dict[str, Any]:

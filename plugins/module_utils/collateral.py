@@ -36,20 +36,21 @@ def refuse_collateral(
         if member.wanted["kind"] == "CustomResourceDefinition":
             problems.extend(_told(member, _instances(client, member.wanted), going))
         elif member.wanted["kind"] == "Namespace" and member.wanted["apiVersion"] == "v1":
-            problems.extend(_told(member, _content(client, discovery, member.wanted["metadata"]["name"]), going))
+            problems.extend(_told(member, content(client, discovery, member.wanted["metadata"]["name"]), going))
     if problems:
         raise ClusterError("\n".join(problems) + "\nDelete these objects first, or keep what they depend on in the set")
 
 
 def _told(member: Member, items: Iterable[Json], leaving: Set[str]) -> List[str]:
-    others = [title(item) for item in items if item["metadata"]["uid"] not in leaving and not _passes(item)]
+    others = [title(item) for item in items if item["metadata"]["uid"] not in leaving and not passes(item)]
     if not others:
         return []
     named = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
     return [f"{member.title} is no longer in the set, but pruning it would also delete what is not of the set: {named}"]
 
 
-def _passes(item: Json) -> bool:
+def passes(item: Json) -> bool:
+    """Is this nobody's property: made by a controller for another object, or in every namespace?"""
     kind, metadata = item["kind"], item["metadata"]
     owned = any(owner.get("controller") for owner in metadata.get("ownerReferences") or [])
     return owned or (kind, metadata["name"]) in FURNITURE
@@ -66,7 +67,8 @@ def _instances(client: Client, definition: Json) -> List[Json]:
     return _items(client, resource, None)
 
 
-def _content(client: Client, discovery: Discovery, namespace: str) -> List[Json]:
+def content(client: Client, discovery: Discovery, namespace: str) -> List[Json]:
+    """All that is in a namespace, but for records of what happened or who is alive."""
     kinds = [resource for resource in discovery.namespaced() if resource.kind not in PASSING]
     found = client.map(lambda resource: _items(client, resource, namespace), kinds)
     return [item for items in found for item in items]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Dict, Iterable, List, Tuple
 
+from ansible_collections.inferops.cluster.plugins.module_utils.conflicts import conflicts
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError
 from ansible_collections.inferops.cluster.plugins.module_utils.members import Member
 
@@ -15,7 +16,6 @@ FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]+)")?'
 )
-MANAGER = re.compile(r'conflict with "(?P<manager>[^"]+)"')
 SHOWN = 20  # lines of a long list of failures
 
 
@@ -82,14 +82,10 @@ def refusal(error: ApiError) -> str:
 
 def conflict(error: ApiError) -> str:
     """Which fields belong to which other manager."""
-    fields = []
-    for cause in error.field_conflicts:
-        match = MANAGER.search(cause.get("message", ""))
-        owner = match["manager"] if match else cause.get("message", "somebody else")
-        fields.append(f"{cause.get('field')} (managed by {owner})")
+    fields = ", ".join(str(one) for one in conflicts(error))
     return (
-        f"other field managers hold {', '.join(fields)} with other values. Set `force: true` to take these fields "
-        "over, or leave them out of the object"
+        f"other field managers hold {fields} with other values. Set `force: true` to take these fields over, or leave "
+        "them out of the object"
     )
 
 

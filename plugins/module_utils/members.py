@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
+from ansible_collections.inferops.cluster.plugins.module_utils.conflicts import Conflict
 from ansible_collections.inferops.cluster.plugins.module_utils.discovery import (
     Discovery,
     Resource,
@@ -31,17 +32,20 @@ class Member:
 
     ``resource`` is None when the server does not know the kind; ``served`` is False as long as the kind is only
     promised by a CRD of the same set. ``after`` is the object as it is, or would be, once the set is applied.
+    ``shared`` objects are applied with the set, but do not belong to it: others need them, too.
     """
 
     wanted: Json
     resource: Optional[Resource]
     served: bool = True
+    shared: bool = False
     live: Optional[Json] = None
     after: Optional[Json] = None
     action: str = ""  # created, updated, unchanged, deleted, absent; empty while undecided or refused
     note: str = ""
     written: bool = False
     state: Optional[State] = None
+    taken: List[Conflict] = field(default_factory=list)  # fields of others that get our values
 
     @property
     def title(self) -> str:
@@ -77,6 +81,7 @@ class Member:
             "changed": self.changed,
             "ready": self.state.ready if self.state else None,
             "reason": (self.state.reason if self.state else "") or self.note,
+            "taken_over": [{"field": one.field, "manager": one.manager} for one in self.taken],
         }
 
 

@@ -124,7 +124,7 @@ class Membership:
 
     def join(self, members: Iterable[Member]) -> None:
         """Make every member carry the id. Raises InputError when a manifest names another set."""
-        for member in members:
+        for member in _own(members):
             if label_of(member.wanted) not in ("", self.id):
                 raise InputError(f"{member.title}: its manifest sets the label {PART_OF}: remove it there")
             member.wanted = labelled(member.wanted, self.id)
@@ -145,7 +145,7 @@ class Membership:
 
     def refuse_others(self, members: Iterable[Member]) -> None:
         """Raises ClusterError when an object belongs to another set."""
-        claimed = [member for member in members if label_of(member.live) not in ("", self.id)]
+        claimed = [member for member in _own(members) if label_of(member.live) not in ("", self.id)]
         if not claimed:
             return
         lines = [f"{member.title} belongs to the set {label_of(member.live)}" for member in claimed[:SHOWN]]
@@ -189,7 +189,7 @@ class Membership:
         return found
 
     def _extent(self, members: Iterable[Member]) -> Tuple[Set[GroupKind], Set[str]]:
-        there = list(members)
+        there = _own(members)
         kinds = {(group_of(member.wanted["apiVersion"]), str(member.wanted["kind"])) for member in there}
         return kinds, {member.namespace for member in there if member.namespace} - {self.namespace}
 
@@ -209,7 +209,7 @@ class Membership:
         """Every kind and namespace where members are, or may be."""
         served: Dict[GroupKind, Resource] = {}
         places: Dict[Place, None] = {}
-        for member in members:
+        for member in _own(members):
             if member.resource is not None and member.served:
                 served[(group_of(member.resource.api_version), member.resource.kind)] = member.resource
                 places[(member.resource, member.namespace)] = None
@@ -245,6 +245,11 @@ class Membership:
         }
         metadata = {"name": self.name, "namespace": self.namespace, "labels": {ID: self.id}}
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "annotations": annotations}}
+
+
+def _own(members: Iterable[Member]) -> List[Member]:
+    """Those that belong to the set: not what it shares with others."""
+    return [member for member in members if not member.shared]
 
 
 def _difference(live: Optional[Json], wanted: Json) -> str:

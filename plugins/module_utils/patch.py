@@ -18,7 +18,7 @@ SELECTOR_KEYS = ("kind", "api_group", "name", "namespace")
 def exclude(items: Iterable[Json], selectors: Iterable[Mapping[str, Any]]) -> List[Json]:
     """The objects that none of ``selectors`` matches."""
     chosen = list(selectors)
-    _refuse_empty(chosen, "exclude")
+    refuse_empty(chosen, "exclude")
     return [item for item in items if not any(matches(item, selector) for selector in chosen)]
 
 
@@ -26,7 +26,7 @@ def patch_all(items: Iterable[Json], patches: Iterable[Mapping[str, Any]]) -> Li
     """The objects with every matching patch merged in, in order. A patch that matches nothing is an error."""
     result = list(items)
     chosen = list(patches)
-    _refuse_empty(chosen, "patches")
+    refuse_empty(chosen, "patches")
     for index, entry in enumerate(chosen):
         hits = [number for number, item in enumerate(result) if matches(item, entry)]
         if not hits:
@@ -76,7 +76,8 @@ def _named(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)
 
 
-def _refuse_empty(selectors: List[Mapping[str, Any]], option: str) -> None:
+def refuse_empty(selectors: List[Mapping[str, Any]], option: str) -> None:
+    """Raise InputError when a selector would match everything."""
     for index, selector in enumerate(selectors):
         if all(selector.get(name) is None for name in SELECTOR_KEYS):
             raise InputError(f"{option}[{index}] selects nothing: give one of {', '.join(SELECTOR_KEYS)}")

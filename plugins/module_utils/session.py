@@ -19,7 +19,8 @@ from ansible_collections.inferops.cluster.plugins.module_utils.explain import mi
 
 def credentials(params: Dict[str, Any]) -> Set[str]:
     """The secrets among the options: these must show in no result."""
-    secrets = {params.get("api_key"), params.get("password"), *(params.get("proxy_headers") or {}).values()}
+    secrets = {params.get(option) for option in ("api_key", "password", "token")}
+    secrets.update((params.get("proxy_headers") or {}).values())
     if isinstance(params.get("kubeconfig"), dict):
         secrets |= extract_sensitive_values_from_kubeconfig(params["kubeconfig"])
     return {secret for secret in secrets if secret}

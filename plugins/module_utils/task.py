@@ -15,6 +15,7 @@ from ansible_collections.inferops.cluster.plugins.module_utils.deadline import D
 from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery
 from ansible_collections.inferops.cluster.plugins.module_utils.membership import Membership
 from ansible_collections.inferops.cluster.plugins.module_utils.removal import Remover
+from ansible_collections.inferops.cluster.plugins.module_utils.sharing import Sharing
 from ansible_collections.inferops.cluster.plugins.module_utils.wait import Rules, wait_ready
 
 
@@ -46,6 +47,9 @@ class Task:
             items = patch.patch_all(items, self.params["patches"])
             rules.refuse_unused(items)
         self.members = members.resolve(discovery, items, self.params["namespace"], self.check or not present)
+        patch.refuse_empty(self.params["shared"], "shared")
+        for member in self.members:
+            member.shared = any(patch.matches(member.wanted, selector) for selector in self.params["shared"])
         remover = Remover(client, self.check, self.params["wait"], deadline)
         if present:
             self._apply(client, discovery, remover)
@@ -55,9 +59,9 @@ class Task:
             self._remove(client, discovery, remover)
 
     def _apply(self, client: Client, discovery: Discovery, remover: Remover) -> None:
-        manager, force = self.params["field_manager"], self.params["force"]
+        manager, force, repair = (self.params[option] for option in ("field_manager", "force", "repair"))
         applier = Applier(
-            client, discovery, self.members, manager, force, self.check, remover.deadline, self.membership
+            client, discovery, self.members, manager, force, repair, self.check, remover.deadline, self.membership
         )
         try:
             applier.run()
@@ -69,9 +73,12 @@ class Task:
             self.membership.settle(self.members)
 
     def _remove(self, client: Client, discovery: Discovery, remover: Remover) -> None:
+        own = [member for member in self.members if not member.shared]
+        sharing = Sharing(client, discovery, remover, self.params["field_manager"])
         if self.membership is None:
             members.read_live(client, self.members)
-            remover.remove(self.members)
+            remover.remove(own)
+            sharing.give_up([member for member in self.members if member.shared], own)
             return
         self.membership.read()
         found = self.membership.survey(self.members)
@@ -83,10 +90,12 @@ class Task:
             for member in found
             if not any(patch.matches(member.wanted, selector) for selector in self.params["exclude"])
         ]
-        everything = self.members + self.strays
+        everything = own + self.strays
         refuse_collateral(client, discovery, self.strays, [self.membership.live, *(one.live for one in everything)])
         remover.remove(everything)
         self.membership.forget(self.check)
+        record = [self.membership.member()]
+        sharing.give_up([member for member in self.members if member.shared], everything + record)
 
     @property
     def touched(self) -> List[members.Member]:

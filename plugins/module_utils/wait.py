@@ -97,7 +97,7 @@ def judged(client: Client, rule: Expectation, item: Json) -> State:
 def described(client: Client, members: List[Member]) -> List[Json]:
     """The entries of ``unmet`` for these members; the first ones with what their pods and events say."""
     live = [member.after or member.wanted for member in members[:DIAGNOSED]]
-    details = [*client.map(lambda item: diagnosis(client, item), live), *[[] for _ in members[DIAGNOSED:]]]
+    details = [*client.map(lambda item: diagnosis(client, item), live), *([] for dummy in members[DIAGNOSED:])]
     return [
         entry_of(member.wanted, member.state or State(False), lines)
         for member, lines in zip(members, details, strict=True)

@@ -114,11 +114,34 @@ options:
         prunes what it is not given. Tasks without it leave the membership of objects as it is.
     type: bool
     default: false
+  shared:
+    description:
+      - Objects of the set that others need as well, such as a namespace that several sets live in; one of these
+        selectors matches them. They are applied with the set, but are never members of it, so they are not pruned, and
+        may be in other sets, too.
+      - With O(state=absent), a shared namespace is deleted once nothing is left in it, unless another field manager has
+        made or applied it. Other shared objects stay.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind: *kind
+      api_group: *api_group
+      name: *name
+      namespace: *namespace
   force:
     description:
       - Take over fields that other field managers hold with other values. Otherwise such a field is an error that
         names the field and its manager.
       - With O(prune), also take over objects that belong to another set.
+    type: bool
+    default: false
+  repair:
+    description:
+      - Undo what people have changed by hand. Of objects that O(field_manager) has applied before, take over fields
+        that were last written with C(kubectl), C(k9s), C(curl), a browser (Headlamp and other consoles), Lens or the
+        Kubernetes dashboard. Fields that a program holds, such as an autoscaler, or that somebody server-side applies,
+        remain an error.
     type: bool
     default: false
   wait:
@@ -288,6 +311,7 @@ objects:
   description:
     - One entry for each object of the set, in the order given. With O(prune), then one for each object that is pruned,
       and one for the ConfigMap that records what belongs to the set.
+    - When the task fails, only those that were changed, or are told about in the message.
   returned: when the objects could be read and their kinds are known
   type: list
   elements: dict
@@ -317,8 +341,19 @@ objects:
       description: Whether it is ready; null when that was not looked at.
       type: bool
     reason:
-      description: Why it is not ready, or was not done.
+      description: Why it is not ready, or was not done, or whose fields it takes over.
       type: str
+    taken_over:
+      description: Fields that another manager holds with another value, and that get or would get the value of the set.
+      type: list
+      elements: dict
+      contains:
+        field:
+          description: Path of the field.
+          type: str
+        manager:
+          description: Field manager that holds it.
+          type: str
   sample:
     - api_version: apps/v1
       kind: Deployment
@@ -328,6 +363,7 @@ objects:
       changed: true
       ready: true
       reason: ""
+      taken_over: []
 waited:
   description: What was waited for in vain.
   returned: when the wait failed
@@ -416,7 +452,9 @@ def argument_spec() -> Dict[str, Any]:
         },
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "prune": {"type": "bool", "default": False},
+        "shared": {"type": "list", "elements": "dict", "default": [], "options": dict(SELECTOR)},
         "force": {"type": "bool", "default": False},
+        "repair": {"type": "bool", "default": False},
         "wait": {"type": "bool", "default": True},
         "wait_for": {
             "type": "list",

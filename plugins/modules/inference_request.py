@@ -16,7 +16,8 @@ author:
 description:
   - Sends one request or many, one after the other or at the same time, and returns what came back, how long it took,
     and which server answered.
-  - Answers that are errors do not fail the task. Judge O(ignore:responses) in a later task.
+  - With O(expect), the task fails when an answer is not as expected. Without it, answers that are errors do not fail
+    the task; judge RV(responses) in a later one.
   - Sends nothing in check mode.
 options:
   url:
@@ -94,6 +95,37 @@ options:
       - Header of the answer that names the server.
     type: str
     default: llm_provider-x-gateway-destination-endpoint-served
+  expect:
+    description:
+      - What every answer must be like. An answer that is not fails the task, which tells all that is wrong with each.
+    type: dict
+    suboptions:
+      status:
+        description: HTTP statuses of which it must have one.
+        type: list
+        elements: int
+        default: [200]
+      served_by:
+        description:
+          - Servers of which one must have served it, as globs of C(address:port) or of the address alone.
+        type: list
+        elements: str
+      text:
+        description: Regular expression that its text must contain a match of.
+        type: str
+      finish_reason:
+        description: Why the text may have ended, for example V(stop).
+        type: list
+        elements: str
+      max_first_token_seconds:
+        description: Seconds to its first piece of text (TTFT) at most. Needs O(stream=true).
+        type: float
+      max_seconds:
+        description: Seconds to its end at most.
+        type: float
+      min_servers:
+        description: How many servers must have answered at least, all answers taken together.
+        type: int
 extends_documentation_fragment:
   - kubernetes.core.k8s_auth_options
 requirements:
@@ -119,6 +151,18 @@ EXAMPLES = r"""
     parameters: {max_tokens: 16}
   register: answers
 
+- name: One completion that must begin within a second, and come from a pod of the model
+  inferops.cluster.inference_request:
+    service: {namespace: llm-platform, name: litellm, port: 4000}
+    inference_key: "{{ key }}"
+    model: llama-70b
+    prompts: [Say hello.]
+    stream: true
+    expect:
+      served_by: "{{ pods.found[0] | map(attribute='status.podIP') }}"
+      max_first_token_seconds: 1
+      text: "[Hh]ello"
+
 - name: Ask piece by piece, without an address outside of the cluster
   inferops.cluster.inference_request:
     service: {namespace: llm-platform, name: litellm, port: 4000}
@@ -131,7 +175,7 @@ EXAMPLES = r"""
 RETURN = r"""
 responses:
   description: One entry for each prompt, in the same order.
-  returned: success
+  returned: when requests were sent
   type: list
   elements: dict
   contains:
@@ -185,6 +229,7 @@ from ansible_collections.kubernetes.core.plugins.module_utils.args_common import
 
 from ansible_collections.inferops.cluster.plugins.module_utils import access, openai
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ClusterError
+from ansible_collections.inferops.cluster.plugins.module_utils.judging import EXPECTATIONS, Judge
 
 Json = Dict[str, Any]
 
@@ -209,6 +254,7 @@ def argument_spec() -> Json:
         "headers": {"type": "dict", "default": {}},
         "concurrency": {"type": "int", "default": 1},
         "timeout": {"type": "int", "default": 120},
+        "expect": {"type": "dict", "options": EXPECTATIONS},
         "served_header": {"type": "str", "default": "llm_provider-x-gateway-destination-endpoint-served"},
     }
 
@@ -254,15 +300,24 @@ def main() -> None:
     )  # fmt: skip
     if module.params["concurrency"] < 1:
         module.fail_json(msg=f"concurrency is {module.params['concurrency']}, but must be 1 or more")
+    expect = module.params["expect"]
+    if expect and expect["max_first_token_seconds"] is not None and not module.params["stream"]:
+        module.fail_json(msg="expect.max_first_token_seconds needs `stream: true`: a whole answer has no first token")
     responses: List[Json] = []
-    if not module.check_mode:
-        try:
+    problems: List[str] = []
+    try:
+        judge = Judge(expect) if expect else None
+        if not module.check_mode:
             responses = send_all(module.params)
-        except ClusterError as error:
-            module.fail_json(msg=str(error))
+            problems = judge.problems(responses) if judge else []
+    except ClusterError as error:
+        module.fail_json(msg=str(error))
     served = Counter(answer["served_by"] for answer in responses if answer["served_by"])
     failed = sum(answer["status"] != 200 or bool(answer["error"]) for answer in responses)
-    module.exit_json(changed=False, responses=responses, served=dict(served), failed_count=failed)
+    results = {"changed": False, "responses": responses, "served": dict(served), "failed_count": failed}
+    if problems:
+        module.fail_json(msg="\n".join(problems), **results)
+    module.exit_json(**results)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from types import FrameType
 from target.cluster import ROOT, Target, TargetError
 
 WITHOUT_CLUSTER = ("lint", "unit", "envoy")
-WITH_CLUSTER = ("integration", "conformance-ours", "molecule")
+WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
 
 
 class Interrupted(Exception):

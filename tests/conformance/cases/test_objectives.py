@@ -178,7 +178,7 @@ class TestObjective:
             assert eventually(counted) >= 1
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def both_groups(around: World) -> Iterator[None]:
     """A cluster that has both resources in the group llm-d.ai, too."""
     with contextlib.ExitStack() as stack:

@@ -80,7 +80,9 @@ def perform(kubeconfig: str, **params: Any) -> tuple[Task, str]:
         "exclude": [],
         "patches": [],
     }
-    given.update(state="present", prune=False, force=False, wait=False, wait_for=[], wait_timeout=60)
+    given.update(
+        state="present", prune=False, shared=[], force=False, repair=False, wait=False, wait_for=[], wait_timeout=60
+    )
     given.update(field_manager="inferops.cluster")
     given.update(params)
     client = Client(resolve(given))

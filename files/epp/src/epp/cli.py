@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from epp import __version__, catalogue, ciphers, config
 from epp.config import ConfigError, EndpointPickerConfig
@@ -27,6 +28,7 @@ _HELP = f"""epp {__version__}: an endpoint picker for Envoy's external processin
   epp [flags]                   serve
   epp check CONFIG              check an EndpointPickerConfig, and print what it comes to
   epp plugins                   list all plugins with their parameters (--markdown: as a page)
+  epp bbr [flags]               serve body-based routing; its flags: epp bbr --help
   epp envoy-bootstrap [flags]   print a configuration of Envoy that fits; its flags: epp envoy-bootstrap --help
   epp --version                 print the version
 """
@@ -106,7 +108,29 @@ def _envoy_bootstrap(arguments: Sequence[str]) -> int:
     return envoy_bootstrap.main(arguments)
 
 
+def _bbr(arguments: Sequence[str]) -> int:
+    from epp.bbr.settings import BbrSettings
+    from epp.bbr.settings import parse as parse_bbr
+
+    if any(argument in ("-h", "-help", "--help") for argument in arguments):
+        print(f"epp bbr: sets headers from the bodies of requests\n\nFlags:\n{help_text(BbrSettings)}")
+        return 0
+    settings = parse_bbr(arguments, os.environ)
+    _log(settings)
+    from epp.bbr import serve
+
+    return serve.run(settings)
+
+
+def _log(settings: Any) -> None:
+    """Set logging up by the flags that every service has."""
+    encoder = settings.zap_encoder or ("console" if settings.zap_devel else "json")
+    level, traces, times = settings.zap_log_level, settings.zap_stacktrace_level, settings.zap_time_encoding
+    setup_logging(LogOptions(encoder, settings.v, level, traces, times))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "bbr": _bbr,
     "check": _check,
     "plugins": _plugins,
     "envoy-bootstrap": _envoy_bootstrap,
@@ -114,9 +138,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _serve(settings: Settings) -> int:
-    encoder = settings.zap_encoder or ("console" if settings.zap_devel else "json")
-    level, traces, times = settings.zap_log_level, settings.zap_stacktrace_level, settings.zap_time_encoding
-    setup_logging(LogOptions(encoder, settings.v, level, traces, times))
+    _log(settings)
     try:
         _load_plugins(settings.plugin_path)
     except PluginLoadError as error:

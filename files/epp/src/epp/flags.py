@@ -23,7 +23,7 @@ class FlagError(Exception):
     """An argument that cannot be used; the text says which one, why, and what to do."""
 
 
-REPEATED = ("names", "paths", "ports", "list")
+REPEATED = ("names", "paths", "ports", "list", "texts")
 """Kinds that collect their values when a flag is there more than once; of the others the last one counts."""
 
 _TRUE = ("true", "t", "1")
@@ -43,12 +43,7 @@ _CHOICES = {
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Read the command line. Raises FlagError."""
-    known = {_name(each): each for each in fields(Settings) if each.name != "given"}
-    values: dict[str, Any] = {}
-    for name, text in _pairs(arguments, known):
-        target, kind = known[name].name, known[name].metadata["kind"]
-        value = _value(name, kind, text)
-        values[target] = (*values.get(target, ()), *value) if kind in REPEATED else value
+    values = read(Settings, arguments)
     settings = Settings(**values, given=frozenset(name.replace("_", "-") for name in values))
     namespace = settings.pool_namespace or environment.get("NAMESPACE") or "default"
     settings = replace(
@@ -57,9 +52,20 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         endpoint_target_ports=tuple(dict.fromkeys(settings.endpoint_target_ports)),
         pool_name=tuple(dict.fromkeys(settings.pool_name)),
     )
-    for check in (_check_sources, _check_choices, _check_numbers, _check_files):
+    for check in (_check_sources, check_choices, _check_numbers, _check_files):
         check(settings)
     return settings
+
+
+def read(settings: type[Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The values that a command line gives to the fields of a class of settings. Raises FlagError."""
+    known = {_name(each): each for each in fields(settings) if each.name != "given"}
+    values: dict[str, Any] = {}
+    for name, text in _pairs(arguments, known):
+        target, kind = known[name].name, known[name].metadata["kind"]
+        value = _value(name, kind, text)
+        values[target] = (*values.get(target, ()), *value) if kind in REPEATED else value
+    return values
 
 
 def _pairs(arguments: Sequence[str], known: Mapping[str, Field[Any]]) -> Iterator[tuple[str, str]]:
@@ -84,6 +90,8 @@ def _value(name: str, kind: str, text: str) -> Any:
     """The typed value of one flag. Raises FlagError."""
     if kind == "string":
         return text
+    if kind == "texts":
+        return (text,)
     if kind == "bool" and text.lower() in (*_TRUE, *_FALSE):
         return text.lower() in _TRUE
     if kind == "int" and re.fullmatch(r"\d{1,9}", text):
@@ -144,9 +152,10 @@ def missing_source() -> FlagError:
     return FlagError(f"nothing says which endpoints to serve; give exactly one of {', '.join(SOURCES)}")
 
 
-def _check_choices(settings: Settings) -> None:
+def check_choices(settings: Any) -> None:
+    """Of flags that have but a few values, only those; any class of settings. Raises FlagError."""
     for field, choices in _CHOICES.items():
-        value = getattr(settings, field)
+        value = getattr(settings, field, choices[0])
         if value not in choices:
             named = [choice for choice in choices if choice]
             advice = f"{', '.join(named[:-1])} or {named[-1]}"
@@ -174,10 +183,10 @@ def _check_files(settings: Settings) -> None:
         raise FlagError("--metrics-client-ca-file needs --metrics-cert-dir; clients show certificates over HTTPS only")
 
 
-def help_text() -> str:
+def help_text(settings: type[Any] = Settings) -> str:
     """All flags, for ``epp --help``."""
     lines = []
-    for each in fields(Settings):
+    for each in fields(settings):
         if each.name == "given":
             continue
         kind = each.metadata["kind"]

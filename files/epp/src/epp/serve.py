@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
 import os
 import re
-import signal
 import socket
 import ssl
 import uuid
@@ -16,18 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import uvloop
 
-from epp import __version__, ciphers, config, plugins
+from epp import ciphers, config, plugins
 from epp.config import ConfigError, EndpointPickerConfig
 from epp.datalayer import Datastore, EndpointsFile, ModelsReader, PoolWatcher, Scraper, SelectorWatcher, Source
 from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.datalayer.lease import Election, LeaseName
 from epp.datalayer.objectives import Objectives
-from epp.datalayer.rewrites import Rewrites
 from epp.extproc import AnsweringRouter, Director, DirectorOptions, Health, PoolRouter, StreamService, Tracing, Watchdog
 from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
@@ -35,33 +30,21 @@ from epp.flowcontrol import FlowController
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
 from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
 from epp.transport import (
     MESSAGE_SIZE,
+    TRANSPORTS,
     CertificateError,
-    GrpcioTransport,
-    H2Transport,
     HealthServer,
     TlsSource,
-    Transport,
     TransportOptions,
 )
 
 log = logging.getLogger("epp")
-
-
-TRANSPORTS: Mapping[str, Callable[[StreamService, TransportOptions], Transport]] = {
-    "h2": H2Transport,
-    "grpcio": GrpcioTransport,
-}
-"""What serves ext_proc, by the values of ``--transport``."""
-
-
-class StartError(Exception):
-    """Something that keeps the EPP from starting or running; the text says what to do."""
 
 
 _EXPECTED = (
@@ -87,17 +70,6 @@ def run(settings: Settings, cfg: EndpointPickerConfig) -> int:
     return 0
 
 
-LAST_WORDS = 0.2
-"""Seconds that it may take to tell clients that their requests have waited in vain."""
-
-
-class Worker(Protocol):
-    """A part that works in the background."""
-
-    async def run(self) -> None:
-        """Work until cancelled."""
-
-
 @dataclass(frozen=True)
 class Pool:
     """Everything that one pool has of its own."""
@@ -113,93 +85,35 @@ class Pool:
     """None when requests do not wait."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What the cluster's resources say about requests for InferencePools."""
-
-    objectives: Objectives
-    rewrites: Rewrites
-
-    @classmethod
-    def of(cls, settings: Settings, client: KubeClient | None) -> Rules | None:
-        """None where there is no InferencePool that they could belong to."""
-        if client is None or not settings.pool_name:
-            return None
-        where = (client, settings.pool_namespace, settings.pool_group)
-        return cls(Objectives(*where), Rewrites(*where))
-
-    def of_pool(self, name: str) -> tuple[Callable[[str], int], Callable[[str], tuple[str, str] | None]]:
-        """Objective to priority, and model to the rule that rewrites it, of one pool."""
-        return partial(self.objectives.priority, name), partial(self.rewrites.target, name)
-
-
-@dataclass
-class _Servers:
-    """What listens."""
-
-    transport: Transport
-    health: HealthServer
-    observe: ObserveServer
-
-    async def start(self, settings: Settings) -> None:
-        """Listen on all ports. Raises OSError for one that cannot be had."""
-        grpc = await self.transport.start()
-        health = await self.health.start()
-        try:
-            metrics = await self.observe.start()
-        except OSError as error:
-            raise OSError(f"cannot listen on --metrics-port={settings.metrics_port}: {error.strerror}") from None
-        tls = "TLS" if settings.secure_serving else "plaintext"
-        where = f"ext_proc on {grpc} ({tls}), health on {health}, metrics on {metrics}"
-        log.info("epp %s serving: %s", __version__, where)
-
-    async def stop(self) -> None:
-        """Close whatever is open."""
-        await self.transport.stop()
-        await self.health.stop()
-        await self.observe.stop()
-
-
-@dataclass
-class _Running:
-    """What is needed to run and to end."""
-
-    settings: Settings
-    servers: _Servers
-    health: Health
-    work: Sequence[Worker]
-    election: Election | None
-    stop: asyncio.Event
-    queues: Sequence[FlowController[Ticket]]
-
-
 async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     """Wire, start, wait for a signal, drain. Raises what keeps it from starting or running."""
-    stop = _signals()
+    stop = signals()
     recorder = Recorder(streams=settings.enable_grpc_stream_metrics)
     client = _client(settings, cfg)
     watchdog = Watchdog()
     try:
         if client is not None:
             client.on_failure = recorder.watch_failed
-        rules = Rules.of(settings, client)
-        pools = _pools(settings, cfg, client, rules, recorder, watchdog)
+        objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
+        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
         queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
         health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
         election = _election(settings, cfg, client, health, recorder)
         service = _service(cfg, _router(pools, recorder), recorder, watchdog)
-        servers = _Servers(
+        servers = Servers(
             transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=_observe(settings, client, recorder, pools, health, election),
+            metrics_port=settings.metrics_port,
+            encrypted=settings.secure_serving,
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
-        if rules is not None:
-            work += [rules.objectives, rules.rewrites]
+        if objectives is not None:
+            work.append(objectives)
         watchdog.start()
         try:
-            await servers.start(settings)
-            await _run(_Running(settings, servers, health, work, election, stop, queues))
+            await servers.start()
+            await run_until_stopped(Running(servers, health, work, election, stop, settings.drain_timeout, queues))
         finally:
             await servers.stop()
     finally:
@@ -226,56 +140,6 @@ def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
-async def _run(running: _Running) -> None:
-    """Work until a signal comes, then drain. Raises if a part of the work ends by itself."""
-    gc.freeze()  # what exists now lives as long as the process: keep the collector away from it
-    tasks = [asyncio.create_task(each.run()) for each in running.work]
-    competing = asyncio.create_task(running.election.run()) if running.election else None
-    waiting = asyncio.create_task(running.stop.wait())
-    everything = [*tasks, *([competing] if competing else [])]
-    try:
-        await asyncio.wait([waiting, *everything], return_when=asyncio.FIRST_COMPLETED)
-        _raise_if_dead(everything)
-        running.health.draining = True
-        if competing is not None:
-            competing.cancel()  # gives the lease back, so that another one can lead while this one drains
-        await _drain(running)
-    finally:
-        for task in (waiting, *everything):
-            task.cancel()
-        await asyncio.gather(waiting, *everything, return_exceptions=True)
-
-
-async def _drain(running: _Running) -> None:
-    """Serve what comes although no traffic is wanted any more. A second signal ends it."""
-    running.stop.clear()
-    timeout = running.settings.drain_timeout
-    log.info("shutting down: NOT_SERVING, open streams have %g s", timeout)
-    draining = asyncio.create_task(running.servers.transport.drain(timeout))
-    second = asyncio.create_task(running.stop.wait())
-    await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
-    for task in (draining, second):
-        task.cancel()
-    if sum(queue.close() for queue in running.queues):
-        await asyncio.sleep(LAST_WORDS)
-    log.info("stopped")
-
-
-def _raise_if_dead(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """The data layer works until it is cancelled. If a part of it ended, the process must not live on half-dead."""
-    for task in tasks:
-        if task.done():
-            error = None if task.cancelled() else task.exception()
-            raise error or StartError("a background task ended unexpectedly")
-
-
-def _signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
 def _file(settings: Settings, cfg: EndpointPickerConfig) -> FileDiscoveryParameters | None:
     """The endpoints file, from the flag or the configuration; None when the endpoints come from Kubernetes."""
     if settings.endpoints_file:
@@ -295,7 +159,7 @@ def _pools(
     settings: Settings,
     cfg: EndpointPickerConfig,
     client: KubeClient | None,
-    rules: Rules | None,
+    objectives: Objectives | None,
     recorder: Recorder,
     watchdog: Watchdog,
 ) -> list[Pool]:
@@ -314,9 +178,10 @@ def _pools(
         source = _source(settings, file, client, datastore)
         recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
-        priority_of, rewrite_of = rules.of_pool(name) if rules else (_no_priority, _no_rewrite)
+        of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
-        director = Director(scheduler, datastore, recorder, options, priority_of, queue, rewrite_of)
+        director = Director(scheduler, datastore, recorder, options, of_pool, queue)
+        director.decided = partial(recorder.decisions.note, name)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
@@ -324,14 +189,6 @@ def _pools(
         models = ModelsReader(datastore, asking) if asking else None
         pools.append(Pool(name, datastore, source, scraper, router, models, queue))
     return pools
-
-
-def _no_priority(objective: str) -> int:
-    return 0
-
-
-def _no_rewrite(model: str) -> None:
-    return None
 
 
 def _source(
@@ -419,7 +276,7 @@ def _observe(
         return health.problem(), "; ".join(dict.fromkeys(trouble for trouble in troubles if trouble))
 
     options = ObserveOptions(port=settings.metrics_port, guard=guard, tls=tls, profiling=settings.enable_pprof)
-    return ObserveServer(recorder, endpoints, state, options)
+    return ObserveServer(recorder, endpoints, state, options, recorder.decisions)
 
 
 def _tls_min(settings: Settings) -> ssl.TLSVersion:

@@ -14,10 +14,10 @@ from typing import Any
 
 def flag(default: Any, text: str, kind: str) -> Any:
     """One flag: its default, its help, and how it is written (bool, int, string, duration, size, ports, list, names,
-    paths).
+    paths, texts).
 
-    ``list`` is separated by commas, ``names`` is one name per flag, ``paths`` one path; all of them, and ``ports``, may
-    be given more than once.
+    ``list`` is separated by commas, ``names`` is one name per flag, ``paths`` one path, ``texts`` anything; all of
+    them, and ``ports``, may be given more than once.
     """
     return field(default=default, metadata={"help": text, "kind": kind})
 

@@ -194,13 +194,13 @@ async def test_objectives(cluster: Cluster) -> None:
     path = f"/apis/{group}/v1alpha2/namespaces/{cluster.namespace}/{resource}"
     body = {"apiVersion": f"{group}/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": "batch"}}
     client = KubeClient(cluster.credentials)
-    objectives = Objectives(client, cluster.namespace, NEW)
+    objectives = Objectives(client, cluster.namespace)
     async with running(objectives, client):
         await cluster.call("POST", path, {**body, "spec": {"priority": -1, "poolRef": {"name": "pool"}}})
-        await eventually(lambda: objectives.priority("pool", "batch") == -1)
-        assert objectives.priority("other", "batch") == 0
-        assert objectives.priority("pool", "unknown") == 0
+        await eventually(lambda: objectives.priority("pool", "batch", "m") == -1)
+        assert objectives.priority("other", "batch", "m") == 0
+        assert objectives.priority("pool", "unknown", "m") == 0
         await cluster.call("PATCH", f"{path}/batch", {"spec": {"priority": 7}}, MERGE)
-        await eventually(lambda: objectives.priority("pool", "batch") == 7)
+        await eventually(lambda: objectives.priority("pool", "batch", "m") == 7)
         await cluster.call("DELETE", f"{path}/batch")
-        await eventually(lambda: objectives.priority("pool", "batch") == 0)
+        await eventually(lambda: objectives.priority("pool", "batch", "m") == 0)

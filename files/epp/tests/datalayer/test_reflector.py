@@ -21,8 +21,7 @@ from epp.datalayer import Datastore, PoolWatcher, SelectorWatcher
 from epp.datalayer import kubernetes as kubernetes_module
 from epp.datalayer.kubeconfig import Credentials
 from epp.datalayer.kubernetes import KubeClient, KubeError, _socket
-from epp.datalayer.objectives import Objectives
-from epp.datalayer.rewrites import Rewrites
+from epp.datalayer.resources import Resource
 
 NEW = "inference.networking.k8s.io"
 PODS = "/api/v1/namespaces/ns/pods"
@@ -37,7 +36,8 @@ class Api:
         self.answers: dict[str, list[web.Response]] = defaultdict(list)
         self.watches: dict[str, list[asyncio.Queue[bytes | None]]] = defaultdict(list)
         self.missing: set[str] = set()
-        self.refused: dict[str, int] = defaultdict(int)
+        self.resources: dict[str, list[dict[str, str]] | None] = {}
+        """What a group has, for those that are asked for it; None for a group that does not exist."""
         self.lists: dict[str, int] = defaultdict(int)
         self.page = 500
         self.server = ""
@@ -46,8 +46,9 @@ class Api:
         path = request.path
         if self.answers[path]:
             return self.answers[path].pop(0)
-        if path in self.missing:
-            self.refused[path] += 1
+        if self.resources.get(path):
+            return web.json_response({"resources": self.resources[path]})
+        if path in self.missing or path in self.resources:
             return web.json_response({"message": "not found"}, status=404)
         if "watch" in request.query:
             return await self.watch(request)
@@ -276,83 +277,70 @@ def test_ports_of_a_selector(ports: list[int]) -> None:
         SelectorWatcher(Datastore(), KubeClient(Credentials("http://x")), "ns", "app=m", ports)
 
 
-OBJECTIVES = "/apis/{}/namespaces/ns/inferenceobjectives"
+NEW_GROUP, OLD_GROUP = "/apis/llm-d.ai/v1alpha2", "/apis/inference.networking.x-k8s.io/v1alpha2"
+THINGS = "{}/namespaces/ns/things"
 
 
-def objective(name: str, priority: Any, pool: str = "pool") -> dict[str, Any]:
-    return {
-        "metadata": {"name": name, "resourceVersion": "2"},
-        "spec": {"priority": priority, "poolRef": {"name": pool}},
-    }
+class TestResource:
+    """A resource that comes and goes, in two groups."""
 
+    @pytest.fixture
+    async def names(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], list[str]]]:
+        monkeypatch.setattr("epp.datalayer.resources.LOOK_AGAIN", 0.05)
+        monkeypatch.setattr("epp.datalayer.resources.GONE_AFTER", 0.01)
+        self.define(api)
+        seen: list[list[str]] = [[]]
+        client = KubeClient(Credentials(api.server))
+        groups = [group.removeprefix("/apis/") for group in (NEW_GROUP, OLD_GROUP)]
+        resource = Resource(client, "ns", "things", groups, lambda objects: seen.append(sorted(objects)))
+        async with running(resource, client):
+            yield lambda: seen[-1]
 
-@pytest.mark.parametrize("group", ["llm-d.ai/v1alpha2", "inference.networking.x-k8s.io/v1alpha2"])
-async def test_objectives(api: Api, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epp.datalayer.custom.LOOK_AGAIN", 0.5)
-    api.missing |= {"/apis/llm-d.ai/v1alpha2", "/apis/inference.networking.x-k8s.io/v1alpha2"}
-    path, client = OBJECTIVES.format(group), KubeClient(Credentials(api.server))
-    foreign = objective("foreign", -1)
-    foreign["spec"]["poolRef"]["group"] = "example.com"
-    api.items[path] = [objective("batch", -1), objective("none", None), objective("theirs", 9, pool="other"), foreign]
-    objectives = Objectives(client, "ns", NEW)
-    async with running(objectives, client):
-        # Answered for both groups: the next question is half a second away.
-        await eventually(lambda: api.refused["/apis/inference.networking.x-k8s.io/v1alpha2"])
-        assert objectives.priority("pool", "batch") == 0
-        resources = {"resources": [{"name": "inferenceobjectives"}]}
-        api.answers["/apis/inference.networking.x-k8s.io/v1alpha2"] = [web.json_response(resources)] * 5
-        if group.startswith("llm-d"):
-            api.answers["/apis/llm-d.ai/v1alpha2"] = [web.json_response(resources)] * 5
-        await eventually(lambda: objectives.priority("pool", "batch") == -1)
-        assert [objectives.priority("pool", name) for name in ("none", "theirs", "foreign", "")] == [0, 0, 0, 0]
-        assert objectives.priority("other", "theirs") == 9
-        await api.send(path, "DELETED", objective("batch", -1))
-        await eventually(lambda: objectives.priority("pool", "batch") == 0)
+    def define(self, api: Api, *groups: str) -> None:
+        """The cluster has the resource in these groups from now on; the one in ``items`` is named after its group."""
+        for group in (NEW_GROUP, OLD_GROUP):
+            here = group in groups
+            path = THINGS.format(group)
+            api.resources[group] = [{"name": "things"}] if here else None
+            name = "new" if group == NEW_GROUP else "old"
+            api.items[path] = [{"metadata": {"name": name, "resourceVersion": "2"}}]
+            (api.missing.discard if here else api.missing.add)(path)
+            if not here:
+                for queue in api.watches.pop(path, []):
+                    queue.put_nowait(None)
 
+    async def test_it_comes(self, api: Api, names: Callable[[], list[str]]) -> None:
+        await asyncio.sleep(0.1)
+        assert names() == []
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
 
-def rewrite(name: str, made: str, *rules: dict[str, Any], pool: str = "pool") -> dict[str, Any]:
-    metadata = {"name": name, "resourceVersion": "2", "creationTimestamp": f"2026-01-01T00:00:{made}Z"}
-    return {"metadata": metadata, "spec": {"poolRef": {"group": NEW, "name": pool}, "rules": list(rules)}}
+    async def test_the_first_group_counts(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+        self.define(api, NEW_GROUP, OLD_GROUP)
+        await eventually(lambda: names() == ["new"])
 
+    async def test_it_goes(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, NEW_GROUP, OLD_GROUP)
+        await eventually(lambda: names() == ["new"])
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+        self.define(api)
+        await eventually(lambda: names() == [])
 
-def rule(match: Any, *targets: Any) -> dict[str, Any]:
-    """Targets are names, or names with their weights."""
-    named = [
-        {"modelRewrite": each} if isinstance(each, str) else {"modelRewrite": each[0], "weight": each[1]}
-        for each in targets
-    ]
-    kinds = [{"model": {"type": "Exact", "value": match}}] if isinstance(match, str) else match
-    return {"targets": named, **({"matches": kinds} if kinds else {})}
+    async def test_changes(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, NEW_GROUP)
+        await eventually(lambda: names() == ["new"])
+        path = THINGS.format(NEW_GROUP)
+        await api.send(path, "ADDED", {"metadata": {"name": "another", "resourceVersion": "3"}})
+        await eventually(lambda: names() == ["another", "new"])
+        await api.send(path, "DELETED", {"metadata": {"name": "new", "resourceVersion": "4"}})
+        await eventually(lambda: names() == ["another"])
 
-
-async def test_rewrites(api: Api) -> None:
-    group = "llm-d.ai/v1alpha2"
-    path = f"/apis/{group}/namespaces/ns/inferencemodelrewrites"
-    api.answers[f"/apis/{group}"] = [web.json_response({"resources": [{"name": "inferencemodelrewrites"}]})]
-    client = KubeClient(Credentials(api.server))
-    unknown = [{"model": {"type": "Prefix", "value": "m"}}]
-    api.items[path] = [
-        rewrite("newer", "20", rule("m1", "newer"), rule(None, "generic")),
-        rewrite("older", "10", rule("m1", "older"), rule("m1", "later"), rule(unknown, "odd"), rule("bare")),
-        rewrite("b-twin", "30", rule("m2", "b")),
-        rewrite("a-twin", "30", rule("m2", "a")),
-        rewrite("split", "30", rule("m3", ("heavy", 9), ("light", 1), ("never", 0))),
-        rewrite("even", "30", rule("m4", ("x", 0), ("y", 0))),
-        rewrite("theirs", "01", rule("m1", "theirs"), pool="other"),
-    ]
-    rewrites = Rewrites(client, "ns", NEW, seed=1)
-    async with running(rewrites, client):
-        await eventually(lambda: rewrites.target("pool", "m1") is not None)
-        assert rewrites.target("pool", "m1") == ("older", "older")
-        assert rewrites.target("pool", "m2") == ("a-twin", "a")
-        assert rewrites.target("pool", "m") == rewrites.target("pool", "bare") == ("newer", "generic")
-        assert rewrites.target("other", "m1") == ("theirs", "theirs")
-        assert rewrites.target("other", "m9") is None
-        drawn = [rewrites.target("pool", "m3")[1] for _ in range(400)]  # type: ignore[index]
-        assert set(drawn) == {"heavy", "light"}
-        assert 15 <= drawn.count("light") <= 80
-        assert {rewrites.target("pool", "m4")[1] for _ in range(50)} == {"x", "y"}  # type: ignore[index]
-        await api.send(path, "DELETED", api.items[path][1])
-        await eventually(lambda: rewrites.target("pool", "m1") == ("newer", "newer"))
-        await api.send(path, "ADDED", rewrite("oldest", "00", rule("m1", "oldest")))
-        await eventually(lambda: rewrites.target("pool", "m1") == ("oldest", "oldest"))
+    async def test_an_api_server_that_is_away_changes_nothing(self, api: Api, names: Callable[[], list[str]]) -> None:
+        self.define(api, OLD_GROUP)
+        await eventually(lambda: names() == ["old"])
+        api.answers[NEW_GROUP] = [web.json_response({"message": "overloaded"}, status=503) for _ in range(4)]
+        await eventually(lambda: not api.answers[NEW_GROUP])
+        assert names() == ["old"]

@@ -165,10 +165,7 @@ class Rooms:
         self.datastore = Datastore()
         self.endpoints = [Endpoint(f"pod-{i}", "ns", f"pod-{i}", f"10.0.0.{i}", 8000) for i in (1, 2)]
         self.datastore.replace(self.endpoints)
-        self.rewrites: dict[str, tuple[str, str]] = {}
-        self.director = Director(
-            self.scheduler, self.datastore, self.recorder, options, rewrite_of=lambda model: self.rewrites.get(model)
-        )
+        self.director = Director(self.scheduler, self.datastore, self.recorder, options)
 
     @property
     def inflight(self) -> list[int]:

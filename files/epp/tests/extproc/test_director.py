@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from epp.extproc import DirectorOptions
+from epp.extproc import Director, DirectorOptions
+from epp.extproc.director import Ticket
 from epp.extproc.machine import NeedDecision
 from epp.model import Rejection, Usage
 
@@ -70,14 +72,6 @@ def test_rewrite_by_header_changes_the_body(rooms: Any) -> None:
     assert ticket.route.body == BODY.replace(b'"llama"', b'"llama-v2"')
     assert (ticket.route.model, ticket.route.target_model) == ("llama", "llama-v2")
     assert rooms.recorder.named("request")[0][:3] == ("llama", "llama-v2", len(BODY))
-
-
-def test_a_rule_of_the_cluster_goes_before_the_header(rooms: Any) -> None:
-    rooms.rewrites["llama"] = ("rule", "llama-v3")
-    ticket = rooms.director.decide(asked(x_gateway_model_name_rewrite="llama-v2"))
-    assert ticket.route.target_model == "llama-v3"
-    assert b'"llama-v3"' in ticket.route.body
-    assert rooms.recorder.named("rewritten") == [("rule", "llama", "llama-v3")]
 
 
 def test_without_rewrite_the_body_is_not_touched(rooms: Any) -> None:
@@ -175,3 +169,48 @@ def test_headers_that_plugins_set_and_take_away(rooms: Any) -> None:
     assert ticket.route.headers["x-new"] == "1"
     assert ticket.route.removed == ("x-prefiller-host-port",)
     assert "x-encoder-hosts-ports" not in ticket.route.headers
+
+
+@dataclass
+class Rules:
+    """One model for another, by the cluster's word."""
+
+    resource: str
+    target: str
+
+    def priority(self, objective: str, model: str) -> int:
+        return {"batch": -1}.get(objective, 4 if model == "llama" else 0)
+
+    def rewrite(self, model: str) -> Rules | None:
+        return self if model == "llama" else None
+
+
+def ruled(rooms: Any, resource: str = "canary") -> Director:
+    return Director(rooms.scheduler, rooms.datastore, rooms.recorder, None, Rules(resource, "llama-v2"))
+
+
+def test_a_rule_of_the_cluster_goes_before_the_header(rooms: Any) -> None:
+    ticket = ruled(rooms).decide(asked(x_gateway_model_name_rewrite="mine"))
+    assert isinstance(ticket, Ticket)
+    assert ticket.route.body == BODY.replace(b'"llama"', b'"llama-v2"')
+    assert rooms.recorder.named("rewritten") == [("canary", "llama", "llama-v2")]
+    assert rooms.recorder.named("request")[0][:2] == ("llama", "llama-v2")
+
+
+def test_models_without_a_rule(rooms: Any) -> None:
+    ruled(rooms).decide(asked(b'{"model": "other"}', x_gateway_model_name_rewrite="mine"))
+    assert rooms.scheduler.seen[0].target_model == "mine"
+    assert rooms.recorder.named("rewritten") == []
+
+
+def test_older_models_are_not_counted_as_rewrites(rooms: Any) -> None:
+    ruled(rooms, resource="").decide(asked())
+    assert rooms.scheduler.seen[0].target_model == "llama-v2"
+    assert rooms.recorder.named("rewritten") == []
+
+
+def test_priorities(rooms: Any) -> None:
+    director = ruled(rooms)
+    director.decide(asked(x_llm_d_inference_objective="batch"))
+    director.decide(asked())
+    assert [request.priority for request in rooms.scheduler.seen] == [-1, 4]

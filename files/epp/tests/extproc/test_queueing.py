@@ -13,6 +13,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.extproc import Director, StreamService, Watchdog
+from epp.extproc.director import NoObjectives
 from epp.extproc.watchdog import Hung
 from epp.model import Endpoint, InferenceRequest
 from epp.observe import PoolRecorder, Recorder
@@ -33,6 +34,13 @@ BODY = b'{"model": "llama", "prompt": "hello"}'
 TIMEOUT = 20.0
 
 
+class Priorities(NoObjectives):
+    """Two objectives."""
+
+    def priority(self, objective: str, model: str) -> int:
+        return PRIORITIES.get(objective, 0)
+
+
 class Waiting:
     """A pool of one endpoint that takes one request."""
 
@@ -50,9 +58,7 @@ class Waiting:
         queue = flow_controller(cfg, self.scheduler, self.store, self.recorder, self.watchdog)
         assert queue is not None
         self.queue = queue
-        self.director = Director(
-            self.scheduler, self.store, self.recorder, None, lambda name: PRIORITIES.get(name, 0), self.queue
-        )
+        self.director = Director(self.scheduler, self.store, self.recorder, None, Priorities(), self.queue)
         self.service = StreamService(self.director, self.recorder, None, self.watchdog, interruptible=True)
 
     @property

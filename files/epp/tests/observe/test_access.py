@@ -101,12 +101,13 @@ async def test_only_health_is_open_to_all() -> None:
     observe = server(guard=AccessGuard(Reviews()))
     port = await observe.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-        for path, status in {"/healthz": 200, "/metrics": 401, "/debug/endpoints": 401, "/debug/pprof/": 401}.items():
+        for path, status in {"/healthz": 200, "/metrics": 401, "/debug/decisions": 401, "/debug/pprof/": 401}.items():
             async with session.get(path) as response:
                 assert response.status == status, path
                 assert response.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
-        async with session.get("/metrics", headers={"Authorization": "Bearer good"}) as response:
-            assert response.status == 200
+        for header in ("Authorization", "X-Authorization"):
+            async with session.get("/metrics", headers={header: "Bearer good"}) as response:
+                assert response.status == 200
     await observe.stop()
 
 

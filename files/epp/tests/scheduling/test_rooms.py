@@ -18,6 +18,7 @@ FORBIDDEN = {
     "observe": {"extproc", "transport", "plugins", "flowcontrol", "scheduling", "config", "requests"},
     "plugins": {"extproc", "transport", "requests", "config", "observe"},
     "extproc": {"plugins", "transport"},
+    "bbr": {"scheduling", "plugins", "flowcontrol", "config", "statesync"},
     "requests": {"scheduling", "plugins", "extproc", "transport", "flowcontrol", "datalayer", "config", "observe"},
     "transport": {"scheduling", "plugins", "flowcontrol", "datalayer", "requests", "config", "observe"},
 }

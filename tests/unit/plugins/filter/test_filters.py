@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.inferops.cluster.plugins.filter.drift import drift
 from ansible_collections.inferops.cluster.plugins.filter.endpoint_picker_config import endpoint_picker_config
 from ansible_collections.inferops.cluster.plugins.filter.endpoint_picker_problems import endpoint_picker_problems
 from ansible_collections.inferops.cluster.plugins.filter.model_items import model_items
@@ -103,3 +104,24 @@ def test_a_models_own_port_wins() -> None:
 def test_no_other_role_takes_models() -> None:
     with pytest.raises(AnsibleFilterError, match="gpu_nodes"):
         model_items([MODEL], "gpu_nodes")
+
+
+def test_differences_are_sentences_that_name_who_holds_what() -> None:
+    def entry(action: str, **more: Any) -> dict[str, Any]:
+        found = {"kind": "ConfigMap", "namespace": "llm", "name": "a", "action": action, "reason": "", "taken_over": []}
+        return {**found, "changed": action not in ("unchanged", "absent"), **more}
+
+    held = [{"field": ".data.a", "manager": "kubectl-edit"}]
+    entries = [
+        entry("unchanged"),
+        entry("created"),
+        entry("updated", taken_over=held, reason="takes over .data.a (managed by kubectl-edit)"),
+        entry("deleted", kind="Namespace", namespace=None),
+        entry("updated", reason="only the ownership of its fields goes to inferops.cluster"),
+    ]
+    assert drift(entries) == [
+        "ConfigMap llm/a is missing",
+        "ConfigMap llm/a differs: .data.a is held by kubectl-edit",
+        "Namespace a is there, but no longer among the variables",
+        "ConfigMap llm/a differs: only the ownership of its fields goes to inferops.cluster",
+    ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import InputError
@@ -74,6 +74,7 @@ json_values: Any = st.recursive(
 json_maps: Any = st.dictionaries(st.text(max_size=3), json_values, max_size=4)
 
 
+@settings(deadline=None)
 @given(json_maps, json_maps)
 def test_a_merge_contains_its_patch_and_repeating_it_changes_nothing(target: Any, patch: Any) -> None:
     once = merge(target, patch)

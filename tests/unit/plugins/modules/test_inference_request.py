@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
+from ansible.module_utils import basic
 
 from ansible_collections.inferops.cluster.plugins.module_utils import openai
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import InputError
@@ -106,9 +107,53 @@ def test_every_prompt_has_its_answer(url: str) -> None:
     prompts = [f"question {number}" for number in range(12)]
     answers = inference_request.send_all(params(url, "whole", prompts=prompts, concurrency=4, path="completions"))
     assert [answer["status"] for answer in answers] == [200] * 12
-    assert sorted(body["prompt"] for _, _, body in Handler.seen) == sorted(prompts)
+    assert sorted(body["prompt"] for path, headers, body in Handler.seen) == sorted(prompts)
 
 
 def test_an_address_that_is_none() -> None:
     with pytest.raises(InputError, match="no HTTP address"):
         openai.direct("llm.example.com", "", 1.0, None, True)
+
+
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    """What the module prints as its result."""
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": options}).encode())
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    with pytest.raises(SystemExit):
+        inference_request.main()
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "stream", "expect", "said"),
+    [
+        ("whole", False, {"served_by": ["10.0.0.1"], "text": "^hel+o$", "finish_reason": ["stop"]}, ""),
+        ("whole", False, {"served_by": ["10.0.0.*:8000"], "max_seconds": 30}, ""),
+        ("pieces", True, {"max_first_token_seconds": 30, "text": "hello"}, ""),
+        ("busy", False, {"status": [429, 503]}, ""),
+        ("busy", False, {}, "request 0: status 503 (no pods), expected 200"),
+        ("cut", True, {}, "after the answer had begun"),
+        ("whole", False, {"served_by": ["10.0.0.2"]}, "served by 10.0.0.1:8000, expected 10.0.0.2"),
+        ("whole", False, {"text": "bye"}, "the text 'hello' does not match 'bye'"),
+        ("whole", False, {"finish_reason": ["length", "tool_calls"]}, "ended by stop, expected length or tool_calls"),
+        ("whole", False, {"max_seconds": 0}, "expected 0.0 s at most"),
+        ("pieces", True, {"max_first_token_seconds": 0}, "the first token came after"),
+        ("whole", False, {"min_servers": 2}, "1 servers answered, expected at least 2: 10.0.0.1:8000"),
+        ("whole", False, {"text": "("}, "is no regular expression"),
+        ("whole", False, {"max_first_token_seconds": 1}, "needs `stream: true`"),
+    ],
+)
+def test_expectations(
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    stream: bool,
+    expect: dict[str, Any],
+    said: str,
+) -> None:
+    given = {"url": url, "model": model, "prompts": ["hi"], "stream": stream, "served_header": "X-Served"}
+    found = program(monkeypatch, capsys, **given, expect=expect)
+    assert bool(found.get("failed")) == bool(said), found
+    assert said in found.get("msg", "")

@@ -1,33 +1,207 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The priorities that InferenceObjectives give to requests."""
+"""What the cluster says of requests: their priorities, and the models that are asked for in place of others.
+
+========================  ==========================================================================================
+InferenceObjective        the priority of requests that name it in a header
+InferenceModelRewrite     rules, each for some models or for all, with one or more models to ask for instead
+InferenceModel            the older resource (v1alpha2): priority by criticality, and models to ask for instead
+========================  ==========================================================================================
+
+For a model these count, the first that is there: a rewrite's rule for just this model; an InferenceModel; a rewrite's
+rule for all models. Among rules of a kind the one of the older resource counts, and within a resource the first one.
+Source: GAIE v1.3 and llm-d-router for the first two, GAIE v0.5 for the third.
+"""
 
 from __future__ import annotations
 
-from epp.datalayer.custom import Resources
-from epp.datalayer.kubernetes import KubeClient
+import asyncio
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
 
-RESOURCE = "inferenceobjectives"
+from epp.datalayer.kubernetes import KubeClient
+from epp.datalayer.resources import Object, Resource, age_of, name_of, pool_of, spec_of
+
+GROUPS = ("llm-d.ai/v1alpha2", "inference.networking.x-k8s.io/v1alpha2")
+CRITICALITY = {"Critical": 1, "Standard": 0, "Sheddable": -1}
+"""Priority by the criticality of an InferenceModel; Standard when it has none."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One model for another."""
+
+    resource: str
+    """Name of the object that says so; empty for an InferenceModel, which the reference does not count as a rewrite."""
+    target: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Models to ask for, chosen by weight."""
+
+    resource: str
+    targets: tuple[str, ...]
+    bounds: tuple[int, ...]
+    """Sums of the weights so far."""
+
+    def choose(self, rng: random.Random) -> Rewrite:
+        """One of them."""
+        if len(self.targets) == 1:
+            return Rewrite(self.resource, self.targets[0])
+        (target,) = rng.choices(self.targets, cum_weights=self.bounds)
+        return Rewrite(self.resource, target)
+
+
+@dataclass
+class _Pool:
+    """What counts for one pool."""
+
+    priorities: dict[str, int] = field(default_factory=dict)
+    """By objective."""
+    exact: dict[str, _Rule] = field(default_factory=dict)
+    """By model."""
+    models: dict[str, _Rule] = field(default_factory=dict)
+    """By model, of InferenceModels."""
+    criticality: dict[str, int] = field(default_factory=dict)
+    """By model."""
+    generic: _Rule | None = None
 
 
 class Objectives:
-    """Name of an objective to its priority, per pool."""
+    """Priorities and rewrites of all pools of a namespace."""
 
-    def __init__(self, client: KubeClient, namespace: str, pool_group: str) -> None:
-        """``namespace`` is that of the pools, and so of their objectives."""
-        self._resources = Resources(client, namespace, RESOURCE, pool_group, self._changed)
-        self._known: dict[str, tuple[str, int]] = {}
-
-    def priority(self, pool: str, objective: str) -> int:
-        """The priority of a request for this objective; 0 for one that is not known, or is another pool's."""
-        found = self._known.get(objective)
-        return found[1] if found is not None and found[0] == pool else 0
+    def __init__(self, client: KubeClient, namespace: str, seed: int | None = None) -> None:
+        """``namespace`` is that of the pools, and so of what refers to them; ``seed`` makes weighted choices
+        repeatable."""
+        self._rng = random.Random(seed)
+        self._objectives: Mapping[str, Object] = {}
+        self._rewrites: Mapping[str, Object] = {}
+        self._models: Mapping[str, Object] = {}
+        self._pools: dict[str, _Pool] = {}
+        self._resources = (
+            Resource(client, namespace, "inferenceobjectives", GROUPS, self._set_objectives),
+            Resource(client, namespace, "inferencemodelrewrites", GROUPS, self._set_rewrites),
+            Resource(client, namespace, "inferencemodels", GROUPS[1:], self._set_models),
+        )
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await self._resources.run()
+        async with asyncio.TaskGroup() as group:
+            for resource in self._resources:
+                group.create_task(resource.run())
 
-    def _changed(self) -> None:
-        self._known = {}
-        for name, item in self._resources.items.items():
-            priority = (item.get("spec") or {}).get("priority")
-            self._known[name] = (self._resources.pool(item), priority if isinstance(priority, int) else 0)
+    def of_pool(self, pool: str) -> PoolObjectives:
+        """Those that count for one pool."""
+        return PoolObjectives(self, pool)
+
+    def priority(self, pool: str, objective: str, model: str) -> int:
+        """The priority of a request for this model that names this objective (empty for none); 0 if nothing is said."""
+        known = self._pools.get(pool)
+        if known is None:
+            return 0
+        found = known.priorities.get(objective)
+        return known.criticality.get(model, 0) if found is None else found
+
+    def rewrite(self, pool: str, model: str) -> Rewrite | None:
+        """The model to ask for in place of ``model``; None for itself."""
+        known = self._pools.get(pool)
+        if known is None or not model:
+            return None
+        rule = known.exact.get(model) or known.models.get(model) or known.generic
+        return rule.choose(self._rng) if rule is not None else None
+
+    def _set_objectives(self, objects: Mapping[str, Object]) -> None:
+        self._objectives = objects
+        self._compile()
+
+    def _set_rewrites(self, objects: Mapping[str, Object]) -> None:
+        self._rewrites = objects
+        self._compile()
+
+    def _set_models(self, objects: Mapping[str, Object]) -> None:
+        self._models = objects
+        self._compile()
+
+    def _compile(self) -> None:
+        """Turn all objects into what a request can be looked up in."""
+        pools: dict[str, _Pool] = {}
+        for item in self._objectives.values():
+            priority = spec_of(item).get("priority")
+            _pool(pools, item).priorities[name_of(item)] = priority if isinstance(priority, int) else 0
+        for item in sorted(self._rewrites.values(), key=age_of):
+            _add_rewrite(_pool(pools, item), item)
+        for item in sorted(self._models.values(), key=age_of):
+            _add_model(_pool(pools, item), item)
+        pools.pop("", None)
+        self._pools = pools
+
+
+@dataclass(frozen=True)
+class PoolObjectives:
+    """Priorities and rewrites of one pool."""
+
+    _objectives: Objectives
+    _pool: str
+
+    def priority(self, objective: str, model: str) -> int:
+        """As :meth:`Objectives.priority`."""
+        return self._objectives.priority(self._pool, objective, model)
+
+    def rewrite(self, model: str) -> Rewrite | None:
+        """As :meth:`Objectives.rewrite`."""
+        return self._objectives.rewrite(self._pool, model)
+
+
+def _pool(pools: dict[str, _Pool], item: Object) -> _Pool:
+    return pools.setdefault(pool_of(item), _Pool())
+
+
+def _add_rewrite(pool: _Pool, item: Object) -> None:
+    for each in _maps(spec_of(item).get("rules")):
+        rule = _rule(name_of(item), each.get("targets"), "modelRewrite")
+        if rule is None:
+            continue
+        matches = each.get("matches")
+        if not matches:
+            pool.generic = pool.generic or rule
+        for match in _maps(matches):
+            model = match.get("model")
+            if isinstance(model, Mapping) and model.get("type", "Exact") == "Exact" and model.get("value"):
+                pool.exact.setdefault(str(model["value"]), rule)
+
+
+def _add_model(pool: _Pool, item: Object) -> None:
+    spec = spec_of(item)
+    model = str(spec.get("modelName") or "")
+    if not model or model in pool.criticality:
+        return
+    pool.criticality[model] = CRITICALITY.get(str(spec.get("criticality") or "Standard"), 0)
+    rule = _rule("", spec.get("targetModels"), "name")
+    if rule is not None:
+        pool.models[model] = rule
+
+
+def _rule(resource: str, targets: object, key: str) -> _Rule | None:
+    """A rule with these targets; None when there is none to choose."""
+    pairs = [(str(each[key]), _weight(each)) for each in _maps(targets) if each.get(key)]
+    if not any(weight for _, weight in pairs):
+        pairs = [(name, 1) for name, _ in pairs]
+    pairs = [(name, weight) for name, weight in pairs if weight]
+    if not pairs:
+        return None
+    return _Rule(resource, tuple(name for name, _ in pairs), tuple(accumulate(weight for _, weight in pairs)))
+
+
+def _weight(target: Object) -> int:
+    """The target's weight; 1 when it has none, as then none has."""
+    weight = target.get("weight")
+    return max(0, weight) if isinstance(weight, int) else 1
+
+
+def _maps(value: object) -> Iterator[Mapping[str, Any]]:
+    """The maps in a list; whatever else an object has there is passed over."""
+    items: Sequence[object] = value if isinstance(value, list) else ()
+    return (each for each in items if isinstance(each, Mapping))

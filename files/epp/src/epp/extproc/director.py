@@ -77,6 +77,40 @@ class Endpoints(Protocol):
         """A request goes to these endpoints."""
 
 
+class Rewrite(Protocol):
+    """One model in place of another; see ``epp.datalayer``."""
+
+    @property
+    def resource(self) -> str:
+        """The name of the object that says so."""
+
+    @property
+    def target(self) -> str:
+        """The model to ask for."""
+
+
+class Objectives(Protocol):
+    """What the cluster says of the requests of one pool; see ``epp.datalayer``."""
+
+    def priority(self, objective: str, model: str) -> int:
+        """The priority of a request for this model that names this objective (empty for none)."""
+
+    def rewrite(self, model: str) -> Rewrite | None:
+        """The model to ask for in place of this one; None for itself."""
+
+
+class NoObjectives:
+    """The cluster says nothing."""
+
+    def priority(self, objective: str, model: str) -> int:
+        """All are equal."""
+        return 0
+
+    def rewrite(self, model: str) -> Rewrite | None:
+        """All are asked for as they are."""
+        return None
+
+
 class RequestRecord(Protocol):
     """The metrics of one request; see ``epp.observe``."""
 
@@ -90,19 +124,8 @@ class RequestRecord(Protocol):
         """The request ended in an error."""
 
 
-class Recorder(Protocol):
-    """Metrics; see ``epp.observe``."""
-
-    def request(
-        self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
-    ) -> RequestRecord:
-        """A request has been parsed."""
-
-    def rewritten(self, name: str, model: str, target_model: str) -> None:
-        """A rule of the cluster has chosen the target model."""
-
-    def rejected(self, code: str) -> None:
-        """A request was refused before that."""
+class StreamRecorder(Protocol):
+    """Metrics of streams."""
 
     def processing(self, phase: str, seconds: float) -> None:
         """Own work on one request."""
@@ -112,6 +135,21 @@ class Recorder(Protocol):
 
     def stream_closed(self, seconds: float, code: str) -> None:
         """A stream ended."""
+
+
+class Recorder(StreamRecorder, Protocol):
+    """Metrics; see ``epp.observe``."""
+
+    def request(
+        self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
+    ) -> RequestRecord:
+        """A request has been parsed."""
+
+    def rejected(self, code: str) -> None:
+        """A request was refused before that."""
+
+    def rewritten(self, resource: str, model: str, target_model: str) -> None:
+        """A rule of the cluster has put a model in place of another."""
 
 
 class FlowControl(Protocol):
@@ -231,19 +269,18 @@ class Director:
         pool: Endpoints,
         recorder: Recorder,
         options: DirectorOptions | None = None,
-        priority_of: Callable[[str], int] = lambda objective: 0,
+        objectives: Objectives | None = None,
         flow_control: FlowControl | None = None,
-        rewrite_of: Callable[[str], tuple[str, str] | None] = lambda model: None,
     ) -> None:
-        """``priority_of`` maps the name of an objective (empty for none) to its priority; without ``flow_control`` no
-        request waits; ``rewrite_of`` maps a model to the name of the rule that rewrites it and its target."""
+        """Without ``flow_control`` no request waits."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
-        self._priority_of = priority_of
+        self._objectives = objectives or NoObjectives()
         self._flow = flow_control
-        self._rewrite_of = rewrite_of
+        self.decided: Callable[[InferenceRequest, Decision | Rejection], None] = lambda request, outcome: None
+        """Takes note of every outcome."""
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
@@ -269,10 +306,12 @@ class Director:
             decision, hold = self._choose(need, request)
         except Rejection as rejection:
             record.failed(rejection.code)
+            self.decided(request, rejection)
             raise
         except BaseException:  # also what ends a plugin that hangs
             record.failed("Internal")
             raise
+        self.decided(request, decision)
         route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
         for key, value in decision.headers.items():
             if value:
@@ -306,7 +345,7 @@ class Director:
             request_id=headers.get(m.REQUEST_ID) or str(uuid.UUID(int=random.getrandbits(128), version=4)),
             headers=headers,
             model=model,
-            target_model=self._target(model) or m.first_header(headers, m.MODEL_REWRITE) or model,
+            target_model=self._target_model(model, headers),
             prompt=parsed.prompt,
             stream=parsed.stream,
             size=len(need.body),
@@ -317,16 +356,17 @@ class Director:
             cache_salt=parsed.cache_salt,
             objective=objective,
             fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
-            priority=self._priority_of(objective),
+            priority=self._objectives.priority(objective, model),
         )
 
-    def _target(self, model: str) -> str:
-        """What the cluster's rules make of a model; empty when there is none for it. They go before the client."""
-        rewrite = self._rewrite_of(model) if model else None
+    def _target_model(self, model: str, headers: Mapping[str, str]) -> str:
+        """The model to ask for: a rule of the cluster goes before the client's header."""
+        rewrite = self._objectives.rewrite(model)
         if rewrite is None:
-            return ""
-        self._recorder.rewritten(rewrite[0], model, rewrite[1])
-        return rewrite[1]
+            return m.first_header(headers, m.MODEL_REWRITE) or model
+        if rewrite.resource:
+            self._recorder.rewritten(rewrite.resource, model, rewrite.target)
+        return rewrite.target
 
     def _route(self, need: NeedDecision, request: InferenceRequest) -> Route:
         route = Route("", model=request.model, target_model=request.target_model)

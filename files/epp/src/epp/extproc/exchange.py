@@ -18,7 +18,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 from google.protobuf.message import DecodeError
 
 from epp.extproc import messages as m
-from epp.extproc.director import Recorder, Report, Ticket
+from epp.extproc.director import Report, StreamRecorder, Ticket
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
@@ -52,13 +52,16 @@ class StreamService:
     def __init__(
         self,
         router: Router,
-        recorder: Recorder,
+        recorder: StreamRecorder,
         decision_timeout: float | None = DECISION_TIMEOUT,
         watchdog: AbstractContextManager[None] | None = None,
         interruptible: bool = False,
+        machine: Callable[[tuple[str, ...]], StreamMachine] = StreamMachine,
     ) -> None:
         """``decision_timeout`` is None where the router keeps time itself. ``watchdog`` is entered for each decision;
-        it ends one that hangs with :class:`Hung`. ``interruptible`` says that tickets may be evicted."""
+        it ends one that hangs with :class:`Hung`. ``interruptible`` says that tickets may be evicted. ``machine`` makes
+        the state machine of a stream from the gateway's hints."""
+        self._make_machine = machine
         self._router = router
         self._recorder = recorder
         self._timeout = decision_timeout
@@ -72,7 +75,7 @@ class StreamService:
         self.streams += 1
         self._recorder.stream_opened()
         hints = tuple(value for key, value in metadata if key == m.POOL and isinstance(value, str))
-        return Exchange(self, self._router, self._timeout, hints)
+        return Exchange(self, self._router, self._timeout, self._make_machine(hints))
 
     def processed(self, seconds: float) -> None:
         """An answer has passed, and took this much of our own time; for exchanges."""
@@ -87,9 +90,7 @@ class StreamService:
 class Exchange:
     """One ext_proc stream."""
 
-    def __init__(
-        self, service: StreamService, router: Router, timeout: float | None, hints: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, service: StreamService, router: Router, timeout: float | None, machine: StreamMachine) -> None:
         self.interruptible = service.interruptible
         """It may have something to say that was not asked for."""
         self.push: Callable[[Answers], None] | None = None
@@ -97,7 +98,7 @@ class Exchange:
         self._service = service
         self._router = router
         self._timeout = timeout
-        self._machine = StreamMachine(hints)
+        self._machine = machine
         self._machine.on_response = self._begun
         self._ticket: Ticket | None = None
         self._pending: asyncio.Future[Ticket] | None = None

@@ -60,7 +60,7 @@ class Route:
     """The answer to :class:`NeedDecision`."""
 
     destination: str
-    """``ip:port``, several with commas."""
+    """``ip:port``, several with commas; empty to leave the choice to others."""
     headers: dict[str, str] = field(default_factory=dict)
     """More headers to set on the request."""
     removed: tuple[str, ...] = ()
@@ -77,16 +77,19 @@ class Route:
 class StreamMachine:
     """One ext_proc stream."""
 
-    def __init__(self, hints: tuple[str, ...] = ()) -> None:
-        """``hints`` is what the gateway said of the pool when it opened the stream."""
+    def __init__(
+        self, hints: tuple[str, ...] = (), assumed: BodyMode = BodyMode.FULL_DUPLEX_STREAMED, marks: bool = True
+    ) -> None:
+        """``hints`` is what the gateway said of the pool when it opened the stream; ``assumed`` is the mode of both
+        bodies where Envoy announces none; ``marks``: a header on answers says that they passed here."""
         self.done = False
         """No message is expected any more: the stream can be closed."""
         self.response: ResponsePhase | None = None
         """The answer, once it has begun."""
         self.on_response: Callable[[str], Mapping[str, str]] = lambda served: {}
         """Asked for more headers of the answer, once it begins; is told which endpoint served it, if that is known."""
-        self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
+        self._request_mode = self._response_mode = assumed
+        self._marks = marks
         self._headers: dict[str, str] | None = None
         self._subset: frozenset[str] | None = None
         self._held: list[bytes] = []
@@ -251,10 +254,11 @@ class StreamMachine:
         return (m.request_body(m.replacement(replaced.body)),)
 
     def _routing_headers(self, route: Route) -> dict[str, str]:
-        return {m.DESTINATION: route.destination, **route.headers}
+        return {m.DESTINATION: route.destination, **route.headers} if route.destination else dict(route.headers)
 
     def _with_metadata(self, response: ProcessingResponse, route: Route) -> ProcessingResponse:
-        response.dynamic_metadata.CopyFrom(m.lb_metadata(route.destination, route.scores))
+        if route.destination:
+            response.dynamic_metadata.CopyFrom(m.lb_metadata(route.destination, route.scores))
         return response
 
     def _answer(self) -> ResponsePhase:
@@ -265,5 +269,5 @@ class StreamMachine:
             rename = None
             if self._route and self._route.model and self._route.model != self._route.target_model:
                 rename = (self._route.target_model, self._route.model)
-            self.response = ResponsePhase(self._response_mode, rename)
+            self.response = ResponsePhase(self._response_mode, rename, self._marks)
         return self.response

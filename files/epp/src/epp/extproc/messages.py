@@ -138,6 +138,8 @@ def body_mode(number: int) -> BodyMode:
 def routing(headers: Mapping[str, str], body: bytes | None = None, removed: Sequence[str] = ()) -> CommonResponse:
     """The part of a reply that sends the request on: headers to set and to remove, the route to be looked up again, a
     new body."""
+    if not headers and not removed and body is None:
+        return CommonResponse()
     common = CommonResponse(header_mutation=set_headers(headers), clear_route_cache=True)
     if removed:
         common.header_mutation.remove_headers.extend(removed)

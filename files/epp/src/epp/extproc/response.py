@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 class ResponsePhase:
     """What is known of one answer while it passes."""
 
-    def __init__(self, mode: BodyMode, rename: tuple[str, str] | None) -> None:
-        """``rename`` is (the engine's model name, the client's), None to leave names alone."""
+    def __init__(self, mode: BodyMode, rename: tuple[str, str] | None, marks: bool = True) -> None:
+        """``rename`` is (the engine's model name, the client's), None to leave names alone; ``marks``: a header says
+        that the answer passed here."""
+        self._mark = {m.RESPONSE_MARK: "true"} if marks else {}
         self.status = 0
         """HTTP status, 0 while unknown."""
         self.streaming = False
@@ -45,7 +47,7 @@ class ResponsePhase:
         self.streaming = headers.get("content-type", "").startswith("text/event-stream")
         self.ended = message.end_of_stream
         self._has_length = "content-length" in headers
-        return (m.response_headers({m.RESPONSE_MARK: "true", **more}),)
+        return (m.response_headers({**self._mark, **more}),)
 
     def body(self, message: HttpBody) -> Messages:
         """A piece of the body, or all of it."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from epp.observe.access import AccessGuard
+from epp.observe.decisions import DecisionLog
 from epp.observe.flow import FlowRecorder, FlowView, Use
 from epp.observe.log import LogOptions, setup_logging
 from epp.observe.recorder import PoolRecorder, PoolView, Recorder, RequestRecord
@@ -11,6 +12,7 @@ from epp.observe.server import MetricsTls, ObserveOptions, ObserveServer
 
 __all__ = [
     "AccessGuard",
+    "DecisionLog",
     "FlowRecorder",
     "FlowView",
     "LogOptions",

@@ -113,10 +113,6 @@ class Figures:
         self.hit_ratio = _extension("prefix_indexer_hit_ratio", text, RATIO, owner, old_labels=())
         text = "Bytes of the prompt that the chosen endpoint was believed to hold."
         self.hit_bytes = _extension("prefix_indexer_hit_bytes", text, HIT_BYTES, owner, old_labels=())
-        text, decisions = "Requests whose target model an InferenceModelRewrite chose.", "model_rewrite_decisions_total"
-        by = ("model_rewrite_name", "model_name", "target_model")
-        views = (view("inference_extension_" + decisions, text, *by), view(_CANONICAL + decisions, text, *by))
-        self.rewrites = Figure(by, views, counter=True)
         self.processing = {
             phase: Figure(
                 (),
@@ -125,6 +121,10 @@ class Figures:
             )
             for phase in ("request", "response")
         }
+        name, by = "model_rewrite_decisions_total", ("model_rewrite_name", "model_name", "target_model")
+        text = "Models that an InferenceModelRewrite has put in place of others."
+        views = (view("inference_extension_" + name, text, *by), view(_CANONICAL + name, text, *by))
+        self.rewrites = Figure(by, views, counter=True)
         text = "The version of this EPP."
         info = ("commit", "build_ref")
         views = (view("inference_extension_info", text, *info), view(_CANONICAL + "info", text, *info))

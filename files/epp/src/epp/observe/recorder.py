@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import Metric
 
 from epp.model import Endpoint, Usage
+from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 
 MAX_VALUES = 256
@@ -124,6 +125,7 @@ class Recorder:
 
     def __init__(self, streams: bool = True) -> None:
         """``streams`` says whether streams are counted and timed (flag enable-grpc-stream-metrics)."""
+        self.decisions = DecisionLog()
         self._count_streams = streams
         self.figures = Figures()
         """What is counted; for the recorders of single parts."""
@@ -172,14 +174,14 @@ class Recorder:
             _bounded(str(priority), self._priorities),
         )
 
-    def rewritten(self, name: str, model: str, target_model: str) -> None:
-        """An InferenceModelRewrite has chosen a request's target model."""
-        models = (_bounded(model, self._models), _bounded(target_model, self._models))
-        self.figures.rewrites.value(name, *models).add()
-
     def rejected(self, code: str) -> None:
         """A request was refused before it had a model (bad JSON and the like)."""
         self.figures.errors.value("", "", "", "", code).add()
+
+    def rewritten(self, resource: str, model: str, target_model: str) -> None:
+        """An InferenceModelRewrite has put a model in place of another."""
+        models = self._models
+        self.figures.rewrites.value(resource, _bounded(model, models), _bounded(target_model, models)).add()
 
     def processing(self, phase: str, seconds: float) -> None:
         """The EPP's own work on one request: ``phase`` is ``request`` or ``response``."""

@@ -13,14 +13,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from epp.model import Endpoint
 from epp.observe import profiling
 from epp.observe.access import AccessGuard
-from epp.observe.recorder import Recorder
+from epp.observe.decisions import KEPT, DecisionLog
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,14 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN = ("/healthz",)
 RELOAD_SECONDS = 1.0
 """How often the files of the certificate are looked at."""
+
+
+class Page(Protocol):
+    """Whoever knows the metrics."""
+
+    def render(self) -> bytes:
+        """All of them in Prometheus' text format. May run in another thread."""
+
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -101,14 +109,16 @@ class ObserveServer:
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: Page,
         pools: Callable[[], Mapping[str, Sequence[Endpoint]]],
         healthy: Callable[[], tuple[str, str]],
         options: ObserveOptions | None = None,
+        decisions: DecisionLog | None = None,
     ) -> None:
         """``healthy`` returns why there should be no traffic, and what else is wrong; both empty when all is well."""
         self._recorder, self._pools, self._healthy = recorder, pools, healthy
         self._options = options or ObserveOptions()
+        self._decisions = decisions or DecisionLog()
         self._runner: web.AppRunner | None = None
         self._reloading: asyncio.Task[None] | None = None
 
@@ -119,6 +129,7 @@ class ObserveServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/debug/endpoints", self._debug)
+        app.router.add_get("/debug/decisions", self._debug_decisions)
         if options.profiling:
             app.router.add_get("/debug/pprof/", self._pprof_index)
             app.router.add_get("/debug/pprof/profile", self._pprof_profile)
@@ -151,7 +162,9 @@ class ObserveServer:
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         guard = self._options.guard
         if guard is not None and request.path not in OPEN:
-            refusal = await guard.refusal(request.headers.get("Authorization", ""), request.path)
+            # The API server, as a proxy in between, keeps Authorization for itself.
+            token = request.headers.get("Authorization") or request.headers.get("X-Authorization")
+            refusal = await guard.refusal(token or "", request.path)
             if refusal is not None:
                 headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
                 return web.Response(status=refusal.status, text=f"{refusal.text}\n", headers=headers)
@@ -171,6 +184,14 @@ class ObserveServer:
         now, pools = time.monotonic(), self._pools()
         named = [(pool, endpoint) for pool, endpoints in pools.items() for endpoint in endpoints]
         return web.json_response({"endpoints": [{"pool": pool, **describe(each, now)} for pool, each in named]})
+
+    async def _debug_decisions(self, request: web.Request) -> web.Response:
+        try:
+            limit = int(request.query.get("limit", KEPT))
+        except ValueError:
+            return web.Response(status=400, text="limit must be a number\n")
+        model = request.query.get("model", "")
+        return web.json_response({"decisions": self._decisions.newest(limit, model)})
 
     async def _pprof_index(self, request: web.Request) -> web.Response:
         return web.Response(text=profiling.INDEX)

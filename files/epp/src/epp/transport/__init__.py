@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
 # Read when grpcio is imported. Its own lines are no JSON, and say nothing that our errors do not.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -14,8 +15,15 @@ from epp.transport.h2 import H2Transport
 from epp.transport.health import HealthServer
 from epp.transport.tls import CertificateError, TlsSource
 
+TRANSPORTS: Mapping[str, Callable[[Service, TransportOptions], Transport]] = {
+    "h2": H2Transport,
+    "grpcio": GrpcioTransport,
+}
+"""What serves ext_proc, by the values of the flag ``--transport``."""
+
 __all__ = [
     "MESSAGE_SIZE",
+    "TRANSPORTS",
     "CertificateError",
     "GrpcioTransport",
     "H2Transport",
