@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conformance import rows
 
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[3]
 OWN = {"endpoints-file", "transport", "plugin-path"}
 """Flags that only our endpoint picker has; its own tests show them."""
