@@ -11,7 +11,7 @@ from typing import Any
 DOCUMENTATION = r"""
 name: drift
 short_description: How the cluster differs from a set
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Tells for each object that M(inferops.cluster.apply_set) would change what is wrong with it, and which other field
     manager, if any, holds which of its fields.

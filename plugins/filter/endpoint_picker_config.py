@@ -14,7 +14,7 @@ from ansible.errors import AnsibleFilterError
 DOCUMENTATION = r"""
 name: endpoint_picker_config
 short_description: Turn scorer weights into an EndpointPickerConfig
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Builds the configuration of an endpoint picker with one scheduling profile from a few values.
   - The result uses the API group that the endpoint pickers of the Gateway API Inference Extension and of llm-d accept.

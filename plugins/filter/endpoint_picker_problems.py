@@ -15,7 +15,7 @@ from ansible_collections.inferops.cluster.plugins.filter.endpoint_picker_config 
 DOCUMENTATION = r"""
 name: endpoint_picker_problems
 short_description: What P(inferops.cluster.endpoint_picker_config#filter) would refuse
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Takes the same values as P(inferops.cluster.endpoint_picker_config#filter) and returns what is wrong with them, so
     that it can be told together with other problems.

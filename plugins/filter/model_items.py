@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 DOCUMENTATION = r"""
 name: model_items
 short_description: What one role takes from the platform's list of models
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - The variable C(inferops_models) describes each model once. This filter gives the part of it that a role takes.
 positional: role

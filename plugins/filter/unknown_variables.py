@@ -14,7 +14,7 @@ from ansible.errors import AnsibleFilterError
 DOCUMENTATION = r"""
 name: unknown_variables
 short_description: Say which variables a role or a playbook does not know
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Argument specifications check the variables that they list, and ignore all others. A mistyped variable is therefore
     silently without effect.

@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 ---
 module: apply_set
 short_description: Bring a set of Kubernetes objects to the wanted state, all at once
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - inferops.cluster maintainers (@inferops)
 description:
@@ -214,6 +214,8 @@ options:
     type: str
     default: inferops.cluster
 extends_documentation_fragment:
+  - inferops.cluster.attributes
+  - inferops.cluster.attributes.action
   - kubernetes.core.k8s_auth_options
 requirements:
   - python >= 3.10
@@ -221,18 +223,18 @@ requirements:
   - kubernetes >= 24.2.0 (only for kubeconfigs with exec or auth-provider plugins, and for several merged files)
 attributes:
   action:
-    description: Templates are rendered on the controller, which also shows the progress of long waits.
+    details: Templates are rendered on the controller, which also shows the progress of long waits.
     support: full
   async:
-    description: Full; without progress.
+    details: Full; without progress.
     support: full
   check_mode:
-    description: >-
+    details: >-
       Full, by server-side dry run. Also works on an empty cluster: objects whose namespace or kind does not exist yet
       count as changed.
     support: full
   diff_mode:
-    description: Full, without fields that the server writes, and with the values of Secrets masked.
+    details: Full, without fields that the server writes, and with the values of Secrets masked.
     support: full
 notes:
   - "Proxies are used when O(proxy) or the kubeconfig's C(proxy-url) says so; they must be plain C(http://) ones."

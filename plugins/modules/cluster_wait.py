@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 ---
 module: cluster_wait
 short_description: Wait for conditions on many Kubernetes objects at once
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - inferops.cluster maintainers (@inferops)
 description:
@@ -97,6 +97,8 @@ options:
     type: int
     default: 300
 extends_documentation_fragment:
+  - inferops.cluster.attributes
+  - inferops.cluster.attributes.action
   - kubernetes.core.k8s_auth_options
 requirements:
   - python >= 3.10
@@ -104,16 +106,16 @@ requirements:
   - kubernetes >= 24.2.0 (only for kubeconfigs with exec or auth-provider plugins, and for several merged files)
 attributes:
   action:
-    description: The controller shows the progress of long waits.
+    details: The controller shows the progress of long waits.
     support: full
   async:
-    description: Full; without progress.
+    details: Full; without progress.
     support: full
   check_mode:
-    description: Looks once, and does not fail when something is not there yet - an earlier task would have made it.
+    details: Looks once, and does not fail when something is not there yet - an earlier task would have made it.
     support: full
   diff_mode:
-    description: Nothing changes, so there is nothing to show.
+    details: Nothing changes, so there is nothing to show.
     support: none
 seealso:
   - module: inferops.cluster.apply_set

@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 ---
 module: epp_info
 short_description: An endpoint picker's view of its endpoints, and its last decisions
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - inferops.cluster maintainers (@inferops)
 description:
@@ -68,16 +68,17 @@ options:
     elements: str
     default: ["inference_pool_*", "inference_objective_request_total", "inference_objective_request_error_total"]
 extends_documentation_fragment:
+  - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
 requirements:
   - python >= 3.10
   - PyYAML >= 5.1
 attributes:
   check_mode:
-    description: Reads in check mode as well.
+    details: Reads in check mode as well.
     support: full
   diff_mode:
-    description: Nothing changes.
+    details: Nothing changes.
     support: none
 seealso:
   - module: inferops.cluster.inference_request

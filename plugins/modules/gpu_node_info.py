@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 ---
 module: gpu_node_info
 short_description: GPUs of a cluster, how they are shared, and which pods have them
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - inferops.cluster maintainers (@inferops)
 description:
@@ -44,16 +44,17 @@ options:
     type: bool
     default: true
 extends_documentation_fragment:
+  - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
 requirements:
   - python >= 3.10
   - PyYAML >= 5.1
 attributes:
   check_mode:
-    description: Reads in check mode as well.
+    details: Reads in check mode as well.
     support: full
   diff_mode:
-    description: Nothing changes.
+    details: Nothing changes.
     support: none
 seealso:
   - module: inferops.cluster.cluster_wait

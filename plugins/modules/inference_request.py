@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 ---
 module: inference_request
 short_description: Send completions to an OpenAI-compatible API
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - inferops.cluster maintainers (@inferops)
 description:
@@ -127,16 +127,17 @@ options:
         description: How many servers must have answered at least, all answers taken together.
         type: int
 extends_documentation_fragment:
+  - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
 requirements:
   - python >= 3.10
   - PyYAML >= 5.1
 attributes:
   check_mode:
-    description: Sends nothing, and returns no answers.
+    details: Sends nothing, and returns no answers.
     support: full
   diff_mode:
-    description: Nothing changes.
+    details: Nothing changes.
     support: none
 """
 

@@ -10,7 +10,7 @@ DOCUMENTATION = r"""
 ---
 module: objects_info
 short_description: Read a few Kubernetes objects at once
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - inferops.cluster maintainers (@inferops)
 description:
@@ -51,16 +51,17 @@ options:
     elements: str
     default: []
 extends_documentation_fragment:
+  - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
 requirements:
   - python >= 3.10
   - PyYAML >= 5.1
 attributes:
   check_mode:
-    description: Reads in check mode as well.
+    details: Reads in check mode as well.
     support: full
   diff_mode:
-    description: Nothing changes.
+    details: Nothing changes.
     support: none
 seealso:
   - module: kubernetes.core.k8s_info

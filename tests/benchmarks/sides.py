@@ -127,7 +127,7 @@ def side(around: World, name: str, pool_name: str, endpoints: int, *more: str, t
     key, _, flag = name.partition("=")
     driver = drivers.load(key)
     flags = [*around.flags(pool_name, tls=tls), *more, *([flag] if flag else [])]
-    with picker(driver, flags, around.environment, tls=tls) as found:
+    with picker(driver, flags, around.environment, around.api.turns, tls=tls) as found:
         eventually(lambda: found.metrics().value(READY, name=pool_name) == endpoints)
         yield Side(name, f"{driver.title} {flag}".strip(), found)
 

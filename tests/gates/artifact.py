@@ -54,6 +54,7 @@ def unpacked(name: str, environment: Environment) -> Path:
     target.mkdir(parents=True)
     with tarfile.open(artifact) as archive:
         archive.extractall(target, filter="data")
-    (collections / "kubernetes").mkdir()
-    (collections / "kubernetes" / "core").symlink_to(environment.site_packages / "ansible_collections/kubernetes/core")
+    # A copy, as antsibull-docs takes only what git would from where git rules: nothing of our cache.
+    needed = environment.site_packages / "ansible_collections/kubernetes/core"
+    shutil.copytree(needed, collections / "kubernetes" / "core", symlinks=True, ignore=shutil.ignore_patterns("tests"))
     return target

@@ -85,7 +85,8 @@ def _docs() -> Iterable[Command]:
     place = environment("ansible-2.21", OWN_PYTHON)
     folder = artifact.unpacked("docs", place)
     words = ("antsibull-docs", "lint-collection-docs", "--plugin-docs", "--skip-rstcheck")
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    variables = {**kept, "ANSIBLE_COLLECTIONS_PATH": str(folder.parents[2])}
     yield Command((*words, "--validate-collection-refs", "dependent", "."), folder, variables)
 
 
@@ -96,6 +97,7 @@ GATES = (
     Gate("galaxy-importer", _importer, forbidden=COMPLAINTS),
     _linter("ansible-lint", "ansible-lint"),
     _linter("mypy", "mypy"),
+    _linter("mypy-plugins", "mypy", "--package", "ansible_collections.inferops.cluster.plugins"),
     *(_units(core, python) for core in CORES for python in PYTHONS),
     Gate("antsibull-docs", _docs),
     _linter("reuse", "reuse", "lint", "--lines"),

@@ -14,7 +14,7 @@ from types import FrameType
 
 from target.cluster import ROOT, Target, TargetError
 
-WITHOUT_CLUSTER = ("lint", "unit", "envoy")
+WITHOUT_CLUSTER = ("gates", "unit", "envoy")
 WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
 
 

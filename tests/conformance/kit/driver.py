@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 DRIVERS = Path(__file__).parents[1] / "drivers"
-_KEYS = {"name", "title", "command", "environment", "build", "deviations"}
+_KEYS = {"name", "title", "command", "environment", "build", "deviations", "bbr"}
 
 
 class DriverError(Exception):
@@ -36,6 +37,8 @@ class Driver:
     environment: dict[str, str]
     deviations: dict[str, str] = field(default_factory=dict)
     """Patterns of case names, and why the picker does something else there on purpose."""
+    body_router: Callable[[], tuple[str, ...]] | None = None
+    """Gives the command of its body-based router, built first if it has to be; None when it has none."""
 
     def deviation(self, case: str) -> str:
         """Why this case may fail; empty when it may not."""
@@ -55,12 +58,20 @@ def load(name: str) -> Driver:
     values = {"here": str(file.resolve().parent), "python": sys.executable}
     if build := found.get("build"):
         values["binary"] = str(_built(found["name"], build, values["here"]))
+
+    def body_router() -> tuple[str, ...]:
+        bbr = found["bbr"]
+        if "package" in bbr:
+            values["bbr"] = str(_built(found["name"], {**found["build"], "package": bbr["package"]}, values["here"]))
+        return tuple(str(each).format_map(values) for each in bbr["command"])
+
     return Driver(
         name=found["name"],
         title=str(found.get("title", found["name"])),
         command=tuple(str(each).format_map(values) for each in found["command"]),
         environment={key: str(value).format_map(values) for key, value in found.get("environment", {}).items()},
         deviations=dict(found.get("deviations", {})),
+        body_router=body_router if "bbr" in found else None,
     )
 
 

@@ -11,12 +11,14 @@ import contextlib
 import json
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from conformance.kit.loop import ENGINES
+from conformance.kit.pages import PAGES, Figures
 
 VLLM = {
     "waiting": "vllm:num_requests_waiting",
@@ -54,6 +56,8 @@ class Gauges:
     """0 leaves LoRA out of the page."""
     block_size: int = 16
     blocks: int = 2048
+    ran: int = 0
+    """Requests that it ever had; only some pages show it."""
 
 
 @dataclass
@@ -73,6 +77,12 @@ class Engine:
     """Seconds between two events of a streamed answer, and before a plain one."""
     broken: bool = False
     """Answer the metrics with an error."""
+    write: Callable[[Figures], str] | None = None
+    """Writes the page in place of the usual one."""
+    without_page: bool = False
+    """Answer the metrics with 404."""
+    models: tuple[str, ...] = ()
+    """What ``/v1/models`` has."""
 
     def __post_init__(self) -> None:
         self._runner: web.AppRunner | None = None
@@ -104,9 +114,18 @@ class Engine:
         """Change some of the figures."""
         self.gauges = Gauges(**{**vars(self.gauges), **gauges})
 
+    def become(self, kind: str) -> None:
+        """Show pages as this engine does; ``none`` has no page."""
+        self.without_page = kind == "none"
+        self.write = PAGES.get(kind)
+
     def page(self, port: int) -> str:
         """The metrics page."""
         shown, names = self.by_port.get(port, self.gauges), self.names
+        if self.write is not None:
+            return self.write(
+                Figures(int(shown.waiting), int(shown.running), shown.kv, shown.block_size, shown.blocks, shown.ran)
+            )
         lines = [_gauge(names[key], {"model_name": "m"}, getattr(shown, key)) for key in ("waiting", "running", "kv")]
         cache = {"block_size": str(shown.block_size), "num_gpu_blocks": str(shown.blocks)}
         lines.append(_gauge(names["cache"], cache, 1))
@@ -137,11 +156,14 @@ class Engine:
         assert request.transport is not None
         port = request.transport.get_extra_info("sockname")[1]
         if request.path == self.metrics_path and request.method == "GET":
-            if self.broken:
-                return web.Response(status=500, text="broken")
+            if self.broken or self.without_page:
+                return web.Response(status=500 if self.broken else 404, text="no metrics")
             return web.Response(text=self.page(port), headers={"content-type": "text/plain; version=0.0.4"})
         body = await request.read()
         headers = {key.lower(): value for key, value in request.headers.items()}
+        if self.models and request.path == "/v1/models":
+            entries = [{"id": each, "object": "model", "owned_by": self.address} for each in self.models]
+            return web.json_response({"object": "list", "data": entries})
         self.seen.append(Seen(port, request.method, request.path, headers, len(body), body[:1024]))
         return await self._complete(request, f"{self.address}:{port}", body)
 

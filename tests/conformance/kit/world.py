@@ -7,12 +7,14 @@ import contextlib
 import itertools
 import os
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from conformance.kit.cluster import NEW, OLD, Api, Namespace, define, namespace, sweep
+import pytest
+
+from conformance.kit.cluster import NEW, OLD, Api, ApiError, Namespace, define, namespace, sweep
 from conformance.kit.driver import Driver
 from conformance.kit.engines import Engine
 from conformance.kit.picker import Picker, Ports, Process, picker, run
@@ -107,13 +109,29 @@ class World:
 
     @contextlib.contextmanager
     def pool(
-        self, name: str, engines: int = 3, ports: tuple[int, ...] = (8000,), pool: bool = True, **options: Any
+        self,
+        name: str,
+        engines: int = 3,
+        ports: tuple[int, ...] = (8000,),
+        pool: bool = True,
+        kinds: Sequence[str] = (),
+        label: str = "llm-d.ai/engine-type",
+        **options: Any,
     ) -> Iterator[Pool]:
-        """Engines, a Ready pod for each and, unless ``pool`` is false, the InferencePool that selects them."""
+        """Engines, a Ready pod for each and, unless ``pool`` is false, the InferencePool that selects them.
+
+        ``kinds`` are those of the engines, one after another: each pod says so with this ``label``, and shows a page as
+        that engine does.
+        """
+        engines = len(kinds) or engines
         with self.engines(engines, ports=ports, **options) as made:
             found = Pool(name, self.space, made, ports)
             for number, engine in enumerate(made):
-                self.space.create_pod(found.pod(number), engine.address, found.labels)
+                labels = dict(found.labels)
+                if kinds:
+                    labels[label] = kinds[number]
+                    engine.become(kinds[number])
+                self.space.create_pod(found.pod(number), engine.address, labels)
             if pool:
                 self.space.create_pool(name, found.labels, ports)
             try:
@@ -193,6 +211,31 @@ class World:
             self.driver, list(flags), variables, self.api.turns, ports=ports, tls=tls, serving=serving
         ) as found:
             yield found
+
+    @contextlib.contextmanager
+    def body_router(
+        self, *flags: str, serving: bool = True, environment: Mapping[str, str] | None = None
+    ) -> Iterator[Picker]:
+        """A body-based router with these flags, over TLS; the case is skipped where there is none."""
+        if self.driver.body_router is None:
+            pytest.skip("no body-based router")
+        driver = replace(self.driver, command=self.driver.body_router())
+        variables = {**self.environment, **(environment or {})}
+        with picker(driver, list(flags), variables, self.api.turns, serving=serving) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def config_map(self, name: str, data: Mapping[str, str], **labels: str) -> Iterator[None]:
+        """A ConfigMap."""
+        path = self.space.core("configmaps")
+        metadata = {"name": name, "labels": labels}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
+        self.api.call("POST", path, body)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ApiError):
+                self.api.call("DELETE", f"{path}/{name}")
 
     @contextlib.contextmanager
     def process(

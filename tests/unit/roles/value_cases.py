@@ -118,6 +118,14 @@ EPP_CASES = [
         {**EPP, "epp_replicas": 2},
         at("Deployment", "m-epp", ".spec.replicas", 2),
         there("PodDisruptionBudget", "m-epp"),
+        there("Service", "m-epp-peers"),
+        flagged("statesync-port", "9006"),
+    ),
+    case(
+        "epp_state_sync",
+        {**EPP, "epp_replicas": 2, "epp_state_sync": False},
+        gone("Service", "m-epp-peers"),
+        flagged("statesync-port"),
     ),
     case(
         "epp_pools[].replicas",
@@ -144,6 +152,12 @@ EPP_CASES = [
         there("Namespace", "models"),
         at("Deployment", "m-epp", ".metadata.namespace", "models"),
         flagged("pool-namespace", "models"),
+    ),
+    case(
+        "epp_drain_timeout",
+        {**EPP, "epp_drain_timeout": 60},
+        flagged("drain-timeout", "60s"),
+        at("Deployment", "m-epp", ".spec.template.spec.terminationGracePeriodSeconds", 75),
     ),
     case("epp_log_level", {**EPP, "epp_log_level": "debug"}, flagged("v", "4")),
     case("epp_log_encoder", {**EPP, "epp_log_encoder": "console"}, flagged("zap-encoder", "console")),

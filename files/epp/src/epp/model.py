@@ -51,10 +51,14 @@ class Endpoint:
     labels: Mapping[str, str] = field(default_factory=dict)
     metrics: EndpointMetrics = field(default_factory=EndpointMetrics)
     inflight: int = 0
-    """Requests that this EPP sent there and whose answers have not ended."""
+    """Requests that this EPP, or a peer that shares its state, sent there and whose answers have not ended."""
     inflight_tokens: int = 0
     """Estimated tokens that those requests still cost it: prompts without what its prefix cache is believed to hold,
     until they are computed; and, if an inflight-load-producer is configured so, answers."""
+    own: int = 0
+    """Those of ``inflight`` that this process sent itself."""
+    own_tokens: int = 0
+    """Their part of ``inflight_tokens``."""
     unseen: int = 0
     """Requests sent there since the last reading of its metrics: the engine could not have counted them yet."""
     unseen_tokens: int = 0

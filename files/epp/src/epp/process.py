@@ -18,6 +18,7 @@ from epp import __version__
 from epp.datalayer.lease import Election
 from epp.extproc import Health
 from epp.observe import ObserveServer
+from epp.statesync import StateSync
 from epp.transport import HealthServer, Transport
 
 log = logging.getLogger("epp")
@@ -56,6 +57,8 @@ class Servers:
     """As the flag says, for the error when it is taken."""
     encrypted: bool
     """Whether ext_proc is served with TLS."""
+    sync: StateSync | None = None
+    """What talks to other replicas."""
 
     async def start(self) -> None:
         """Listen on all ports. Raises OSError for one that cannot be had."""
@@ -65,6 +68,8 @@ class Servers:
             metrics = await self.observe.start()
         except OSError as error:
             raise OSError(f"cannot listen on --metrics-port={self.metrics_port}: {error.strerror}") from None
+        if self.sync is not None:
+            log.info("other replicas are told on %d", self.sync.start())
         tls = "TLS" if self.encrypted else "plaintext"
         where = f"ext_proc on {grpc} ({tls}), health on {health}, metrics on {metrics}"
         log.info("epp %s serving: %s", __version__, where)
@@ -74,6 +79,8 @@ class Servers:
         await self.transport.stop()
         await self.health.stop()
         await self.observe.stop()
+        if self.sync is not None:
+            self.sync.close()
 
 
 @dataclass

@@ -35,6 +35,7 @@ from epp.queueing import flow_controller
 from epp.requests import Parsers
 from epp.scheduling import PluginError, Scheduler
 from epp.settings import Settings
+from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.transport import (
     MESSAGE_SIZE,
     TRANSPORTS,
@@ -106,10 +107,13 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             observe=_observe(settings, client, recorder, pools, health, election),
             metrics_port=settings.metrics_port,
             encrypted=settings.secure_serving,
+            sync=_sync(settings, pools, recorder),
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
         if objectives is not None:
             work.append(objectives)
+        if servers.sync is not None:
+            work.append(servers.sync)
         watchdog.start()
         try:
             await servers.start()
@@ -120,6 +124,15 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         watchdog.stop()
         if client is not None:
             await client.close()
+
+
+def _sync(settings: Settings, pools: Sequence[Pool], recorder: Recorder) -> StateSync | None:
+    """What exchanges state with the other replicas, if there are to be any."""
+    if not settings.statesync_peers:
+        return None
+    sender = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
+    ledger = Ledger(sender, {pool.name: pool.datastore for pool in pools})
+    return StateSync(ledger, PeersOptions(settings.statesync_port, settings.statesync_peers), recorder.peers)
 
 
 def _synced(datastore: Datastore) -> Callable[[], bool]:

@@ -2,8 +2,8 @@
 """All flags of the command line, typed, with their defaults. How they are written and read is :mod:`epp.flags`'s.
 
 Names and defaults are those of the reference endpoint picker (GAIE v1.3 to v1.5, and llm-d-router), so that its
-arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``, and ``--pool-name``
-more than once.
+arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``,
+``--statesync-*``, and ``--pool-name`` more than once.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Settings:
     plugin_path: tuple[str, ...] = flag((), "Python file with plugins, or a folder of them; may be repeated", "paths")
     allow_experimental_plugins: bool = flag(False, "has no effect: no plugin here is experimental", "bool")
     ha_enable_leader_election: bool = flag(False, "be ready only while holding the Lease of the pool", "bool")
+    statesync_peers: tuple[str, ...] = flag(
+        (),
+        "share load and prefixes with the replicas at these hosts (host or host:port), with commas",
+        "list",
+    )
+    statesync_port: int = flag(9006, "port on which peers are told, with --statesync-peers", "int")
     transport: str = flag("grpcio", "what serves ext_proc: h2 (fast) or grpcio", "string")
     grpc_port: int = flag(9002, "port of the ext_proc service", "int")
     grpc_health_port: int = flag(9003, "port of the gRPC health service, plaintext", "int")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 
 from epp.extproc import AnsweringRouter, NeedDecision, StreamMachine
 from epp.model import Endpoint, Rejection, Reply
@@ -84,7 +85,8 @@ def test_an_empty_pool_is_refused_by_whoever_routes() -> None:
 
 def test_on_the_wire() -> None:
     machine = StreamMachine()
-    (message,) = machine.rejected(Reply("{}"))
+    (data,) = machine.rejected(Reply("{}"))
+    message = ProcessingResponse.FromString(data)
     immediate = message.immediate_response
     assert (immediate.status.code, immediate.body, immediate.details) == (200, b"{}", "")
     (header,) = immediate.headers.set_headers

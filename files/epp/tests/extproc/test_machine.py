@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
-from epp.extproc.machine import NeedDecision, ProtocolError, Route, StreamMachine
-from epp.extproc.messages import MAX_CHUNK, BodyMode
+from epp.extproc import machine as under_test
+from epp.extproc.incoming import read
+from epp.extproc.machine import NeedDecision, ProtocolError, Route
+from epp.extproc.messages import BodyMode
+from epp.extproc.replies import MAX_CHUNK
 from epp.model import Rejection
 
 FULL, BUFFERED, PARTIAL, STREAMED, NONE = (
@@ -20,6 +25,29 @@ FULL, BUFFERED, PARTIAL, STREAMED, NONE = (
 )
 BODY = b'{"model": "llama", "prompt": "hello"}'
 HERE = "10.0.0.2:8000"
+
+
+class StreamMachine:
+    """The machine, with messages of protobuf in and out."""
+
+    def __init__(self, hints: tuple[str, ...] = ()) -> None:
+        self.inner = under_test.StreamMachine(hints)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def feed(self, message: ProcessingRequest) -> Any:
+        return self._out(self.inner.feed(read(message.SerializeToString())))
+
+    def routed(self, route: Route) -> Any:
+        return self._out(self.inner.routed(route))
+
+    def rejected(self, rejection: Rejection) -> Any:
+        return self._out(self.inner.rejected(rejection))
+
+    @staticmethod
+    def _out(out: Iterable[bytes] | NeedDecision) -> Any:
+        return out if isinstance(out, NeedDecision) else [ProcessingResponse.FromString(each) for each in out]
 
 
 def need(out: object) -> NeedDecision:

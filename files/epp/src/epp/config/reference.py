@@ -6,7 +6,6 @@ They get a sentence of their own: whoever brings a working configuration should 
 
 from __future__ import annotations
 
-_NO_EVENTS = "events of engines' KV caches are not read"
 _NO_GPU_FIGURES = "figures of GPUs are not read; customMetrics of core-metrics-extractor has those of engines"
 _ONE_CLUSTER = "an EPP serves the pools of one cluster"
 
@@ -18,8 +17,6 @@ UNAVAILABLE = {
     "multicluster-prefix-cache-scorer": _ONE_CLUSTER,
     "multicluster-queue-scorer": _ONE_CLUSTER,
     "multicluster-session-affinity-filter": _ONE_CLUSTER,
-    "precise-prefix-cache-producer": f"{_NO_EVENTS}; approx-prefix-cache-producer estimates",
-    "precise-prefix-cache-scorer": f"{_NO_EVENTS}; prefix-cache-scorer estimates",
     "vllmgrpc-parser": "requests in gRPC are not understood",
 }
 """Plugin type to why it is not there."""

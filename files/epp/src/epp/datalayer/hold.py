@@ -38,7 +38,7 @@ class Hold:
             self._release(*self._held.pop())
         if streaming and self._held:
             endpoint, prompt, output = self._held[0]
-            endpoint.inflight_tokens -= prompt
+            self._store.computed(endpoint, prompt)
             self._held[0] = (endpoint, 0, output)
 
     def moved(self, hostport: str) -> None:

@@ -12,7 +12,7 @@ costs a dictionary access per block, whatever the number of endpoints.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import xxhash
 
@@ -89,6 +89,11 @@ class PrefixIndex:
         while len(held) > capacity:
             self._forget(held.popitem(last=False)[0], bit)
         self._size += len(held) - before
+
+    def held(self) -> Iterator[tuple[Endpoint, list[int]]]:
+        """Every endpoint and the blocks that it holds, the oldest first."""
+        for endpoint, slot in list(self._slots.items()):
+            yield endpoint, list(self._held[slot])
 
     def drop(self, endpoint: Endpoint) -> None:
         """The endpoint is gone, and its cache with it."""

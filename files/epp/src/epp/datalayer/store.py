@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from epp.datalayer.hold import Hold
+from epp.datalayer.journal import Journal
 from epp.model import Charge, Endpoint, EndpointMetrics
 
 SEEN_AFTER = 0.02
@@ -39,6 +40,8 @@ class Datastore:
         """Name of the pool, for metrics and logs."""
         self.synced = False
         """True once a source has delivered a complete list, even an empty one; False again if the pool is deleted."""
+        self.journal = Journal()
+        """What peers are told, if there are any."""
         self._endpoints: tuple[Endpoint, ...] = ()
         self._unseen: dict[Endpoint, deque[tuple[float, int]]] = {}
         self._added: list[Callable[[Endpoint], None]] = []
@@ -103,23 +106,52 @@ class Datastore:
         """Count a request, and the tokens that it costs; for holds."""
         endpoint.inflight += 1
         endpoint.inflight_tokens += tokens
+        endpoint.own += 1
+        endpoint.own_tokens += tokens
+        if self.journal.active:
+            self.journal.touch(endpoint)
         for callback in self._busy:
             callback(endpoint)
 
     def release(self, endpoint: Endpoint, tokens: int = 0) -> None:
         """The opposite, once per :meth:`acquire` and with its tokens, also for endpoints long gone; for holds."""
-        if endpoint.inflight <= 0:
+        if endpoint.own <= 0:
             raise RuntimeError(f"endpoint {endpoint.name} was released more often than acquired")
         endpoint.inflight -= 1
         endpoint.inflight_tokens -= tokens
+        endpoint.own -= 1
+        endpoint.own_tokens -= tokens
+        if self.journal.active:
+            self.journal.touch(endpoint)
         sent = self._unseen.get(endpoint)
         if sent is not None and len(sent) > endpoint.inflight:
             # A request that has ended waits nowhere; which one it was matters little.
             endpoint.unseen_tokens -= sent.popleft()[1]
             endpoint.unseen = len(sent)
 
+    def computed(self, endpoint: Endpoint, tokens: int) -> None:
+        """So many tokens of a request that is still in flight cost nothing any more; for holds."""
+        endpoint.inflight_tokens -= tokens
+        endpoint.own_tokens -= tokens
+        if self.journal.active:
+            self.journal.touch(endpoint)
+
+    def elsewhere(self, endpoint: Endpoint, requests: int, tokens: int) -> None:
+        """Peers have so many requests and tokens more (or fewer) in flight there; for ``epp.statesync``."""
+        endpoint.inflight += requests
+        endpoint.inflight_tokens += tokens
+        if requests > 0:
+            for callback in self._busy:
+                callback(endpoint)
+
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Remember a request of ``tokens`` uncached prompt tokens until the endpoint's metrics can show it."""
+        if self.journal.active:
+            self.journal.sent(endpoint, tokens)
+        self.sent_elsewhere(endpoint, tokens)
+
+    def sent_elsewhere(self, endpoint: Endpoint, tokens: int) -> None:
+        """The same for a request that a peer has sent; for ``epp.statesync``."""
         sent = self._unseen.get(endpoint)
         if sent is None:
             return

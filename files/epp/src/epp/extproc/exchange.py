@@ -14,20 +14,20 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 from google.protobuf.message import DecodeError
 
 from epp.extproc import messages as m
+from epp.extproc import replies as r
 from epp.extproc.director import Report, StreamRecorder, Ticket
+from epp.extproc.incoming import read
 from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
 from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
 
 log = logging.getLogger(__name__)
 
-Messages = Iterable[ProcessingResponse]
-Answers = Iterable[bytes]
-"""Serialised ProcessingResponses, each made when it is asked for."""
+Messages = Iterable[bytes]
+"""Serialised ProcessingResponses; large ones are made when they are asked for."""
 
 DECISION_TIMEOUT = 5.0
 """Seconds that a request may wait for its endpoint. Envoy itself sets no limit in FULL_DUPLEX_STREAMED."""
@@ -93,7 +93,7 @@ class Exchange:
     def __init__(self, service: StreamService, router: Router, timeout: float | None, machine: StreamMachine) -> None:
         self.interruptible = service.interruptible
         """It may have something to say that was not asked for."""
-        self.push: Callable[[Answers], None] | None = None
+        self.push: Callable[[Messages], None] | None = None
         """For the transport of an interruptible exchange to set: sends its last answers out of turn."""
         self._service = service
         self._router = router
@@ -114,22 +114,21 @@ class Exchange:
         """The last message has been answered: close the stream."""
         return self._machine.done
 
-    def receive(self, data: bytes) -> Answers | Coroutine[Any, Any, Answers]:
+    def receive(self, data: bytes) -> Messages | Coroutine[Any, Any, Messages]:
         """The answers to one ProcessingRequest, later if the decision takes its time. Raises ProtocolError."""
         started = time.perf_counter()
         try:
-            message = ProcessingRequest.FromString(data)
+            out = self._machine.feed(read(data))
         except DecodeError as error:
             raise ProtocolError(f"not a ProcessingRequest: {error}") from None
-        out = self._machine.feed(message)
         if isinstance(out, NeedDecision):
             return self._decide(out)
         if self._machine.response is not None:
             self._spent += time.perf_counter() - started
             report = self._follow_response()
             if report:
-                out = m.reported(out, report)
-        return _written(out)
+                return r.reported(out, report)
+        return out
 
     def close(self, code: str) -> None:
         """The stream has ended with this gRPC status. Gives back what is still held."""
@@ -146,7 +145,7 @@ class Exchange:
                 self._ticket.fail("ClientDisconnected" if response is None else "ModelServerError")
         self._service.closed(time.monotonic() - self._opened, code)
 
-    def _decide(self, need: NeedDecision) -> Answers | Coroutine[Any, Any, Answers]:
+    def _decide(self, need: NeedDecision) -> Messages | Coroutine[Any, Any, Messages]:
         try:
             with self._service.watchdog:
                 ticket = self._router.decide(need)
@@ -157,7 +156,7 @@ class Exchange:
         self._pending = asyncio.ensure_future(ticket)
         return self._decide_later(self._pending)
 
-    async def _decide_later(self, pending: asyncio.Future[Ticket]) -> Answers:
+    async def _decide_later(self, pending: asyncio.Future[Ticket]) -> Messages:
         try:
             async with asyncio.timeout(self._timeout) as deadline:
                 ticket = await pending
@@ -176,10 +175,10 @@ class Exchange:
             self._pending = None
         return self._accept(ticket)
 
-    def _refuse(self, error: Exception | Hung) -> Answers:
-        return _written(self._machine.rejected(_rejection(error)))
+    def _refuse(self, error: Exception | Hung) -> Messages:
+        return self._machine.rejected(_rejection(error))
 
-    def _accept(self, ticket: Ticket) -> Answers:
+    def _accept(self, ticket: Ticket) -> Messages:
         if self._closed:
             ticket.fail("ClientDisconnected")
             return ()
@@ -188,11 +187,11 @@ class Exchange:
         self._ticket = ticket
         if self.interruptible:
             ticket.on_evict = self._evicted
-        return _written(self._machine.routed(ticket.route))
+        return self._machine.routed(ticket.route)
 
     def _evicted(self, rejection: Rejection) -> None:
         if self.push is not None:
-            self.push(_written(self._machine.rejected(rejection)))
+            self.push(self._machine.rejected(rejection))
 
     def _begun(self, served: str) -> dict[str, str]:
         """The answer's headers are here: count the request where it is served, and let plugins add headers."""
@@ -218,10 +217,6 @@ class Exchange:
             ticket.fail("ModelServerError")
             return {}
         return ticket.finish(response.size, response.tail.usage())
-
-
-def _written(messages: Messages) -> Answers:
-    return map(ProcessingResponse.SerializeToString, messages)
 
 
 def _let_go(pending: asyncio.Future[Ticket]) -> None:

@@ -20,18 +20,21 @@ Without an announcement the mode is FULL_DUPLEX_STREAMED, the only one that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
-
+from epp.extproc import incoming
 from epp.extproc import messages as m
+from epp.extproc import replies as r
+from epp.extproc.incoming import Incoming
 from epp.extproc.messages import BodyMode
 from epp.extproc.response import ResponsePhase
 from epp.model import Immediate, Rejection
 from epp.requests import replace_model
 
-Messages = Iterable[ProcessingResponse]
+Messages = Iterable[bytes]
+"""Serialised ProcessingResponses, in order; large ones are made when they are asked for."""
 
 
 class ProtocolError(Exception):
@@ -52,7 +55,7 @@ class NeedDecision:
     announced: bool = False
     """A body was announced. It may still have turned out empty."""
     hints: tuple[str, ...] = ()
-    """What the gateway says of the pool: see :func:`epp.extproc.messages.pool_hints`."""
+    """What the gateway says of the pool: see :class:`epp.extproc.incoming.Context`."""
 
 
 @dataclass(slots=True)
@@ -101,25 +104,25 @@ class StreamMachine:
         self._first = True
         self._hints = hints
 
-    def feed(self, message: ProcessingRequest) -> Messages | NeedDecision:
+    def feed(self, message: Incoming) -> Messages | NeedDecision:
         """Take the next message. Raises ProtocolError."""
         if self._first:
             self._first = False
             self._announced(message)
-        match message.WhichOneof("request"):
-            case "request_headers":
-                return self._request_headers(message)
-            case "request_body":
-                return self._request_body(message)
-            case "request_trailers":
-                return self._request_trailers()
-            case "response_headers":
-                more = self.on_response(m.served_endpoint(message))
-                return self._answer().headers(message.response_headers, more)
-            case "response_body":
-                return self._answer().body(message.response_body)
-            case "response_trailers":
-                return self._answer().trailers()
+        kind = message.kind
+        if kind == incoming.RESPONSE_BODY:
+            return self._answer().body(message.body, message.end_of_stream)
+        if kind == incoming.REQUEST_BODY:
+            return self._request_body(message.body, message.end_of_stream)
+        if kind == incoming.REQUEST_HEADERS:
+            return self._request_headers(message)
+        if kind == incoming.RESPONSE_HEADERS:
+            more = self.on_response(message.context().served)
+            return self._answer().headers(message.headers(), message.end_of_stream, more)
+        if kind == incoming.REQUEST_TRAILERS:
+            return self._request_trailers()
+        if kind == incoming.RESPONSE_TRAILERS:
+            return self._answer().trailers()
         raise ProtocolError("a message without a request; is the peer an Envoy?")
 
     def routed(self, route: Route) -> Messages:
@@ -136,14 +139,14 @@ class StreamMachine:
         self._body = b""
         self._held.clear()
         self.done = True
-        return (m.immediate(rejection),)
+        return (r.immediate(rejection),)
 
-    def _announced(self, message: ProcessingRequest) -> None:
-        if not message.HasField("protocol_config"):
+    def _announced(self, message: Incoming) -> None:
+        modes = message.context().modes
+        if modes is None:
             return
         try:
-            self._request_mode = m.body_mode(message.protocol_config.request_body_mode)
-            self._response_mode = m.body_mode(message.protocol_config.response_body_mode)
+            self._request_mode, self._response_mode = m.body_mode(modes[0]), m.body_mode(modes[1])
         except ValueError as error:
             raise ProtocolError(str(error)) from None
 
@@ -153,40 +156,39 @@ class StreamMachine:
         announced = proceed != self._on_headers
         return NeedDecision(self._headers or {}, body, self._subset, truncated, announced, self._hints)
 
-    def _request_headers(self, message: ProcessingRequest) -> Messages | NeedDecision:
+    def _request_headers(self, message: Incoming) -> Messages | NeedDecision:
         if self._headers is not None or self.response:
             raise ProtocolError("request headers for the second time, or after the response")
-        self._headers = m.header_map(message.request_headers)
-        self._subset = m.subset_hint(message)
-        if message.attributes:
-            self._hints += m.pool_hints(message)
-        if message.request_headers.end_of_stream:
+        self._headers = message.headers()
+        context = message.context()
+        self._subset = context.subset
+        self._hints += context.hints
+        if message.end_of_stream:
             self._ended = True
             return self._need(self._on_headers)
         if self._request_mode in (BodyMode.STREAMED, BodyMode.NONE):
             return self._need(self._on_headers)
         if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
             return ()
-        return (m.request_headers(),)  # Envoy sends the body after this, and holds the headers until it is answered
+        return (r.request_headers(),)  # Envoy sends the body after this, and holds the headers until it is answered
 
-    def _request_body(self, message: ProcessingRequest) -> Messages | NeedDecision:
-        body = message.request_body
+    def _request_body(self, body: bytes, end: bool) -> Messages | NeedDecision:
         if self._headers is None or self._ended:
             raise ProtocolError(
                 "a request body behind its end"
                 if self._ended
                 else "a request body without headers; set request_header_mode to SEND"
             )
-        self._ended = body.end_of_stream
+        self._ended = end
         if self._request_mode == BodyMode.STREAMED:
-            return self._streamed_chunk(body.body, body.end_of_stream)
+            return self._streamed_chunk(body, end)
         if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
-            if body.body:
-                self._held.append(body.body)
-            return self._need_whole(self._full_duplex) if body.end_of_stream else ()
+            if body:
+                self._held.append(body)
+            return self._need_whole(self._full_duplex) if end else ()
         self._ended = True  # buffered bodies come in one message, whatever follows
-        partial = self._request_mode == BodyMode.BUFFERED_PARTIAL and not body.end_of_stream
-        return self._need(self._on_body, body.body, truncated=partial)
+        partial = self._request_mode == BodyMode.BUFFERED_PARTIAL and not end
+        return self._need(self._on_body, body, truncated=partial)
 
     def _request_trailers(self) -> Messages | NeedDecision:
         if self._headers is None:
@@ -196,7 +198,7 @@ class StreamMachine:
             return self._need_whole(self._full_duplex_with_trailers)
         if self._held:
             return self.rejected(Rejection(400, "BadRequest", "model not found in request body"))
-        return (m.request_trailers(),)
+        return (r.REQUEST_TRAILERS,)
 
     def _need_whole(self, proceed: Callable[[Route], Messages]) -> NeedDecision:
         body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
@@ -204,62 +206,50 @@ class StreamMachine:
         return self._need(proceed, body)
 
     def _on_headers(self, route: Route) -> Messages:
-        return (
-            self._with_metadata(
-                m.request_headers(m.routing(self._routing_headers(route), removed=route.removed)), route
-            ),
-        )
+        common = r.routing(route.destination, route.headers, removed=route.removed)
+        return (r.request_headers(common, _metadata(route)),)
 
     def _on_body(self, route: Route) -> Messages:
         self._body = b""
-        headers = self._routing_headers(route)
+        headers = route.headers
         if (
             route.body is not None
             and self._request_mode == BodyMode.BUFFERED
             and "content-length" in (self._headers or {})
         ):
             # The one mode in which Envoy lets us change the length, and insists that it fits the new body.
-            headers["content-length"] = str(len(route.body))
-        return (self._with_metadata(m.request_body(m.routing(headers, route.body, route.removed)), route),)
+            headers = {**headers, "content-length": str(len(route.body))}
+        common = r.routing(route.destination, headers, route.body, route.removed)
+        return (r.request_body(common, _metadata(route)),)
 
-    def _full_duplex(self, route: Route) -> Iterator[ProcessingResponse]:
+    def _full_duplex(self, route: Route) -> Messages:
         return self._in_pieces(route, end=True)
 
-    def _full_duplex_with_trailers(self, route: Route) -> Iterator[ProcessingResponse]:
-        yield from self._in_pieces(route, end=False)
-        yield m.request_trailers()
+    def _full_duplex_with_trailers(self, route: Route) -> Messages:
+        return chain(self._in_pieces(route, end=False), (r.REQUEST_TRAILERS,))
 
-    def _in_pieces(self, route: Route, end: bool) -> Iterator[ProcessingResponse]:
+    def _in_pieces(self, route: Route, end: bool) -> Messages:
         body = self._body if route.body is None else route.body
         self._body, route.body = b"", None
-        yield from self._on_headers(route)
-        yield from m.streamed(body, end, of_request=True)
+        return chain(self._on_headers(route), r.streamed(body, end, of_request=True))
 
     def _streamed_chunk(self, chunk: bytes, end: bool) -> Messages:
         """Chunks pass as they are, unless the model's name changes: then they wait until it has been found."""
         if self._route is None or not self._renaming:
-            return (m.request_body(),)
+            return (r.request_body(),)
         self._held.append(chunk)
         so_far = b"".join(self._held)
         kind = (self._headers or {}).get("content-type", "")
         replaced = replace_model(so_far, self._route.target_model, kind)
         if replaced is None and not end:
             self._held = [so_far]
-            return (m.request_body(m.replacement(b"")),)
+            return (r.request_body(r.replacement(b"")),)
         if replaced is None:
             return self.rejected(Rejection(400, "BadRequest", "model not found in request body"))
         self._held.clear()
         self._renaming = False
         self._route.model = replaced.model
-        return (m.request_body(m.replacement(replaced.body)),)
-
-    def _routing_headers(self, route: Route) -> dict[str, str]:
-        return {m.DESTINATION: route.destination, **route.headers} if route.destination else dict(route.headers)
-
-    def _with_metadata(self, response: ProcessingResponse, route: Route) -> ProcessingResponse:
-        if route.destination:
-            response.dynamic_metadata.CopyFrom(m.lb_metadata(route.destination, route.scores))
-        return response
+        return (r.request_body(r.replacement(replaced.body)),)
 
     def _answer(self) -> ResponsePhase:
         """The response phase. A stream may begin with it: then there is no request to know anything of."""
@@ -271,3 +261,7 @@ class StreamMachine:
                 rename = (self._route.target_model, self._route.model)
             self.response = ResponsePhase(self._response_mode, rename, self._marks)
         return self.response
+
+
+def _metadata(route: Route) -> bytes:
+    return r.lb_metadata(route.destination, route.scores) if route.destination else b""

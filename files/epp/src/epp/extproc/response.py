@@ -7,16 +7,15 @@ Whatever the mode, nothing is collected: a piece of the answer goes on as soon a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from epp.extproc import messages as m
+from epp.extproc import replies as r
 from epp.extproc.messages import BodyMode
 from epp.requests import ModelRenamer, UsageTail
 
-if TYPE_CHECKING:
-    from envoy.service.ext_proc.v3.external_processor_pb2 import HttpBody, HttpHeaders, ProcessingResponse
-
-    Messages = Iterable[ProcessingResponse]
+Messages = Iterable[bytes]
+_MARK = {m.RESPONSE_MARK: "true"}
+_MARKED = (r.response_headers(_MARK),)
 
 
 class ResponsePhase:
@@ -25,7 +24,7 @@ class ResponsePhase:
     def __init__(self, mode: BodyMode, rename: tuple[str, str] | None, marks: bool = True) -> None:
         """``rename`` is (the engine's model name, the client's), None to leave names alone; ``marks``: a header says
         that the answer passed here."""
-        self._mark = {m.RESPONSE_MARK: "true"} if marks else {}
+        self._marks = marks
         self.status = 0
         """HTTP status, 0 while unknown."""
         self.streaming = False
@@ -39,31 +38,31 @@ class ResponsePhase:
         self._renamer = ModelRenamer(*rename) if rename else None
         self._has_length = False
 
-    def headers(self, message: HttpHeaders, more: Mapping[str, str]) -> Messages:
-        """Response headers; ``more`` are set on them."""
-        headers = m.header_map(message)
+    def headers(self, headers: Mapping[str, str], end: bool, more: Mapping[str, str]) -> Messages:
+        """Response headers, which are all of the answer at its ``end``; ``more`` are set on them."""
         status = headers.get(":status", "")
         self.status = int(status) if status.isdigit() else 0
         self.streaming = headers.get("content-type", "").startswith("text/event-stream")
-        self.ended = message.end_of_stream
+        self.ended = end
         self._has_length = "content-length" in headers
-        return (m.response_headers({**self._mark, **more}),)
+        if self._marks:
+            return (r.response_headers({**_MARK, **more}),) if more else _MARKED
+        return (r.response_headers(more),)
 
-    def body(self, message: HttpBody) -> Messages:
+    def body(self, chunk: bytes, end: bool) -> Messages:
         """A piece of the body, or all of it."""
-        chunk, end = message.body, message.end_of_stream
         self.size += len(chunk)
         self.tail.feed(chunk)
         self.ended = end
         renamed = self._renamer.feed(chunk, end) if self._renamer else None
         if self._mode == BodyMode.FULL_DUPLEX_STREAMED:
-            return m.streamed(chunk if renamed is None else renamed, end, of_request=False)
-        return (m.response_body(renamed, fixed_length=self._mode == BodyMode.BUFFERED and self._has_length),)
+            return r.streamed(chunk if renamed is None else renamed, end, of_request=False)
+        return (r.response_body(renamed, fixed_length=self._mode == BodyMode.BUFFERED and self._has_length),)
 
     def trailers(self) -> Messages:
         """Response trailers: what the rename still holds (of an answer that was cut off) goes before them."""
         self.ended = True
         rest = self._renamer.feed(b"", True) if self._renamer else b""
         if rest and self._mode == BodyMode.FULL_DUPLEX_STREAMED:
-            return (*m.streamed(rest, False, of_request=False), m.response_trailers())
-        return (m.response_trailers(),)
+            return (*r.streamed(rest, False, of_request=False), r.RESPONSE_TRAILERS)
+        return (r.RESPONSE_TRAILERS,)

@@ -161,6 +161,7 @@ class Figures:
         self.source_up = Figure(("name",), (view(_CANONICAL + "datalayer_source_up", text, "name"),))
         text = "1 while this process is the leader, or no leader is elected."
         self.leader = Figure((), (view(_CANONICAL + "leader", text),))
+        self.peers = Figure((), (view(_CANONICAL + "statesync_peers", "Replicas whose load and prefixes are known."),))
 
     def _streams(self) -> None:
         name = _CANONICAL + "extproc_streams_"

@@ -256,6 +256,10 @@ class Recorder:
         """Whether this process may take traffic, as far as the election is concerned."""
         self.figures.leader.value().set(float(leader))
 
+    def peers(self, count: int) -> None:
+        """So many replicas share their state with this one."""
+        self.figures.peers.value().set(float(count))
+
     def watch_pool(self, view: PoolView) -> None:
         """Compute this pool's metrics whenever metrics are read."""
         self._pools[view.name] = view

@@ -14,8 +14,9 @@ larger blocks make fewer entries), and a prompt's end is forgotten before its be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from epp.datalayer.prefix import PrefixIndex, block_hashes
 from epp.model import Decision, Endpoint, InferenceRequest
@@ -54,7 +55,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
     """Remembers what was sent where."""
 
     TYPE = "approx-prefix-cache-producer"
-    PARAMETERS = ApproxPrefixCacheProducerParameters
+    PARAMETERS: ClassVar[type[Any]] = ApproxPrefixCacheProducerParameters
 
     def __init__(self, name: str, parameters: ApproxPrefixCacheProducerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
@@ -70,6 +71,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         self._index = PrefixIndex()
         self._key = f"{PREFIX_MATCH}/{name}"
         context.datastore.on_removed(self._drop)
+        context.datastore.journal.teach(name, self)
 
     @classmethod
     def with_geometry(cls, name: str, geometry: Geometry, context: Context) -> ApproxPrefixCacheProducer:
@@ -101,12 +103,22 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         block_bytes = match.block_tokens * BYTES_PER_TOKEN
         total = len(self._looked_at(request))
         hit = min(total, match.blocks.get(chosen, 0) * block_bytes)
-        self._index.add(chosen, match.hashes, self._capacity(chosen, block_bytes))
-        for other in decision.profiles.get(PREFILL_PROFILE, ())[:1]:
-            self._index.add(other, match.hashes, self._capacity(other, block_bytes))
+        journal = self._context.datastore.journal
+        for endpoint in (chosen, *decision.profiles.get(PREFILL_PROFILE, ())[:1]):
+            self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
+            if journal.active:
+                journal.prefix(self.name, endpoint, match.hashes)
         match.hashes = ()  # an answer may take minutes, and nobody needs them any more
         self._context.recorder.prefix_match(self.name, hit, total)
         self._context.recorder.prefix_index_size(self.name, len(self._index))
+
+    def learn(self, endpoint: Endpoint, hashes: Sequence[int]) -> None:
+        """A peer has sent a prompt with these block hashes to the endpoint."""
+        self._index.add(endpoint, hashes, self._capacity(endpoint, self._block_bytes((endpoint,))))
+
+    def known(self) -> Iterator[tuple[Endpoint, Sequence[int]]]:
+        """All that is remembered: the block hashes of each endpoint, the oldest first."""
+        return self._index.held()
 
     def _drop(self, endpoint: Endpoint) -> None:
         self._index.drop(endpoint)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from epp.datalayer.journal import Journal
 from epp.model import Decision, Endpoint, InferenceRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
@@ -81,6 +82,10 @@ class LatencyPrediction:
 
 class Endpoints(Protocol):
     """What the scheduler and its plugins see of the data layer."""
+
+    @property
+    def journal(self) -> Journal:
+        """What peers are told, and who hears what they say."""
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All endpoints that may serve now."""

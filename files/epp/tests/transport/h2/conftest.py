@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,11 @@ class Echo:
     protocol error. ``bug``: an exception. ``big N``: N bytes.
     """
 
+    interruptible = True
+
     def __init__(self, service: EchoService) -> None:
         self._service = service
+        self.push: Callable[[Iterable[bytes]], None] | None = None
         self.done = False
         self.closed = ""
 

@@ -199,6 +199,20 @@ class TestCalls:
         client.connection.lost()
         assert client.service.closed == ["CANCELLED"] * 3
 
+    @pytest.mark.parametrize("word", [b"hi", b"late", b"big 50000"])
+    async def test_an_exchange_may_have_a_last_word(self, client: Any, word: bytes) -> None:
+        client.open(1, word)
+        client.read()
+        exchange = client.connection.streams[1].exchange
+        exchange.done = True
+        exchange.push((b"LAST",))
+        client.send(f.window_update(0, 100_000), f.window_update(1, 100_000))
+        frames = client.read()
+        assert frames[-3].payload.endswith(b"LAST")
+        assert client.status(frames) == {"grpc-status": "0"}
+        exchange.push((b"TOO LATE",))
+        assert client.read() == []
+
     async def test_a_watch_stays(self, client: Any) -> None:
         client.open(1, b"hi", end=True, path="/watch")
         assert client.answers(client.read()) == [b"HI"]

@@ -444,6 +444,13 @@ class TestFlowControl:
         client.send(f.settings({f.INITIAL_WINDOW_SIZE: 2000}))
         assert client.answers(client.read()) == [b"HI"]
 
+    async def test_6_9_2_settings_are_acknowledged_before_they_are_used(self, client: Any) -> None:
+        client.send(f.settings({f.INITIAL_WINDOW_SIZE: 0}))
+        client.open(1, b"hi")
+        client.read()
+        client.send(f.settings({f.INITIAL_WINDOW_SIZE: 100}))
+        assert [frame.kind for frame in client.read()] == [f.SETTINGS, f.DATA]
+
     async def test_6_9_2_settings_do_not_overflow_a_window(self, client: Any) -> None:
         client.open()
         client.send(f.window_update(1, 1000), f.settings({f.INITIAL_WINDOW_SIZE: f.MAX_WINDOW}))

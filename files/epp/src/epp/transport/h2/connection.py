@@ -466,6 +466,9 @@ class Connection:
             elif key == f.HEADER_TABLE_SIZE and value < 4096:
                 self._table_update = NO_TABLE
         self.out.append(f.SETTINGS_ACK)
+        # Behind the acknowledgement, from which on the peer counts with the new windows.
+        for stream in list(self.streams.values()):
+            stream.resume()
 
     def _initial_window(self, size: int) -> None:
         """Every stream's window changes by the difference, and may become negative."""
@@ -475,8 +478,6 @@ class Connection:
             stream.window += change
             if stream.window > f.MAX_WINDOW:
                 raise f.ConnectionFailed(f.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
-            if change > 0:
-                stream.resume()
 
     def _push_promise(self, flags: int, number: int, payload: bytes) -> None:
         raise f.ConnectionFailed(f.PROTOCOL_ERROR, "PUSH_PROMISE from a client")

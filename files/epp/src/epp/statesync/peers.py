@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How news travel: every process publishes on a ZeroMQ socket, and subscribes to those of its peers.
+
+Peers are found by name: each name (a headless Service, usually) is resolved every few seconds, and every address that
+it has is a peer, this process among them, which is ignored. What cannot be sent is dropped, never waited for. A peer
+that comes subscribes to its own name as well: that is how the others know that it is new, and they tell it what is
+cached.
+
+The socket is plain TCP and believes what it hears. It carries counts and hashes, no prompts; a NetworkPolicy should let
+only the replicas reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import zmq
+import zmq.asyncio
+
+from epp.statesync.ledger import Ledger
+from epp.statesync.messages import News, decode, encode
+
+log = logging.getLogger(__name__)
+
+EVERYBODY = b"*"
+"""The topic that all peers read. A peer's own name is a topic, too."""
+DELAY_SECONDS = 0.005
+"""How long news wait for more to come along."""
+HEARTBEAT_SECONDS = 0.5
+RESOLVE_SECONDS = 5.0
+WARNING_SECONDS = 30.0
+"""Between two warnings about the same kind of trouble."""
+QUEUED_MESSAGES = 1000
+"""What waits for a peer that does not read; more is dropped."""
+
+
+@dataclass(frozen=True)
+class PeersOptions:
+    """Where to listen, and where peers are."""
+
+    port: int
+    """Of this process, 0 for any, and unless a name says otherwise of its peers."""
+    names: Sequence[str]
+    """``host`` or ``host:port``; a host may have many addresses."""
+    host: str = "*"
+    """Address to listen on."""
+
+
+class StateSync:
+    """Exchanges news with peers until cancelled."""
+
+    def __init__(
+        self, ledger: Ledger, options: PeersOptions, report: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """``report`` is told again and again how many peers there are."""
+        self._ledger = ledger
+        self._options = options
+        self._report = report
+        self._context = zmq.asyncio.Context()
+        self._publisher = self._context.socket(zmq.XPUB)
+        self._subscriber = self._context.socket(zmq.SUB)
+        self._connected: set[str] = set()
+        self._something = asyncio.Event()
+        self._warned: dict[str, float] = {}
+        ledger.wake(self._something.set)
+
+    def start(self) -> int:
+        """Listen; returns the port. Raises OSError when it cannot."""
+        for each in (self._publisher, self._subscriber):
+            each.setsockopt(zmq.LINGER, 0)
+            each.setsockopt(zmq.IPV6, int(socket.has_ipv6))
+        self._publisher.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
+        self._subscriber.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
+        for topic in (EVERYBODY, self._ledger.sender.encode()):
+            self._subscriber.setsockopt(zmq.SUBSCRIBE, topic)
+        address = f"tcp://{self._options.host}:{self._options.port or '*'}"
+        try:
+            self._publisher.bind(address)
+        except zmq.ZMQError as error:
+            raise OSError(f"cannot listen on --statesync-port={self._options.port}: {error}") from None
+        bound = self._publisher.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        return int(bound.rstrip(b"\0").rpartition(b":")[2])
+
+    async def run(self) -> None:
+        """Work until cancelled; then say goodbye."""
+        tasks = [self._speak(), self._repeat(), self._listen(), self._welcome(), self._resolve()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in tasks:
+                    group.create_task(each)
+        finally:
+            self._publish(EVERYBODY, self._ledger.goodbye())
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._publisher.close(linger=200)
+        self._subscriber.close()
+        self._context.term()
+
+    async def _speak(self) -> None:
+        """Say what has happened, a moment after it has."""
+        while True:
+            await self._something.wait()
+            await asyncio.sleep(DELAY_SECONDS)
+            self._something.clear()
+            if news := self._ledger.news():
+                self._publish(EVERYBODY, news)
+
+    async def _repeat(self) -> None:
+        """Say all counts again and again, so that who missed some is right soon; notice who has fallen silent."""
+        while True:
+            if news := self._ledger.news(whole=True):
+                self._publish(EVERYBODY, news)
+            for name in self._ledger.expire(time.monotonic()):
+                log.info("the peer %s is silent, and no longer counted", name)
+            self._report(len(self._ledger.peers))
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _listen(self) -> None:
+        """Take over what peers say."""
+        while True:
+            parts = await self._subscriber.recv_multipart()
+            try:
+                self._ledger.hear(decode(parts[-1]), time.monotonic())
+            except ValueError as error:
+                self._warn("words", "a message on the port of --statesync-port is not understood: %s", error)
+
+    async def _welcome(self) -> None:
+        """Tell newcomers what is known here."""
+        while True:
+            event = await self._publisher.recv()
+            topic = event[1:]
+            if event[:1] != b"\x01" or topic in (EVERYBODY, self._ledger.sender.encode()):
+                continue
+            count = 0
+            for news in self._ledger.snapshot():
+                self._publish(topic, news)
+                count += 1
+                await asyncio.sleep(0)  # requests go on meanwhile
+            log.info("the peer %s has come; it was told what is cached, in %d messages", topic.decode(), count)
+
+    async def _resolve(self) -> None:
+        """Connect with whoever the names stand for now, and with nobody else."""
+        while True:
+            wanted: set[str] = set()
+            for name in self._options.names:
+                wanted |= await self._addresses(name)
+            for address in wanted - self._connected:
+                self._subscriber.connect(address)
+            for address in self._connected - wanted:
+                self._subscriber.disconnect(address)
+            self._connected = wanted
+            await asyncio.sleep(RESOLVE_SECONDS)
+
+    async def _addresses(self, name: str) -> set[str]:
+        host, colon, port = name.rpartition(":")
+        if not colon or not port.isdigit():
+            host, port = name, str(self._options.port)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError as error:
+            self._warn(name, "the peers' name %s cannot be resolved: %s", host, error)
+            return {each for each in self._connected if each.endswith(f":{port}")}
+        hosts = {str(where[0]) for _, _, _, _, where in found}
+        return {f"tcp://[{each}]:{port}" if ":" in each else f"tcp://{each}:{port}" for each in hosts}
+
+    def _publish(self, topic: bytes, news: News) -> None:
+        # Never waits: what a peer does not read in time is dropped for it.
+        self._publisher.send_multipart((topic, encode(news)))
+
+    def _warn(self, kind: str, message: str, *values: object) -> None:
+        now = time.monotonic()
+        if now - self._warned.get(kind, -WARNING_SECONDS) >= WARNING_SECONDS:
+            self._warned[kind] = now
+            log.warning(message, *values)
