@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chart import Bar, chart
-from benchmarks.ratios import Ratio, percentile
+from benchmarks.ratios import Ratio, percentile, ratio
 
 Record = dict[str, Any]
 FIGURES = ("cpu", "added_p50", "added_p99", "time")
@@ -20,6 +20,7 @@ COMMANDS = {
     "datapath-tls": "python -m benchmarks.datapath --quick --tls",
     "scraping": "python -m benchmarks.scraping",
     "scale": "python -m benchmarks.scale",
+    "replicas": "python -m benchmarks.replicas",
 }
 INTRODUCTION = """\
 # What the endpoint picker costs
@@ -42,7 +43,7 @@ def write(folder: Path, document: Path) -> list[Path]:
             picture.write_text(cpu_chart(found[name]))
             written.append(picture)
             parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
-    for name, make in (("scraping", scraping), ("scale", scale)):
+    for name, make in (("scraping", scraping), ("scale", scale), ("replicas", replicas)):
         if name in found:
             parts.append(make(found[name]))
     document.write_text("\n".join(parts), encoding="utf-8")
@@ -134,6 +135,23 @@ def scale(record: Record) -> str:
         changes = [most(each["births"]), most(each["deaths"])]
         rows.append([each["name"], str(each["endpoints"]), *decisions, *changes, f"{each['memory'] / 1e6:.0f}"])
     return "\n".join(["## Scale\n", f"`{COMMANDS['scale']}`\n", table(head, rows), _verdicts(record)])
+
+
+def replicas(record: Sequence[Record]) -> str:
+    """The section about replicas that tell each other what they do."""
+    one, apart, together = record
+    rows = []
+    for each in record:
+        cpu = f"{statistics.median(each['cpu']) * 1e6:.0f}"
+        rows.append([each["name"], f"{statistics.median(each['hits']):.3f}", cpu])
+    text = (
+        "Conversations whose requests go to the replicas in turn; a hit is a request sent where an earlier one went.\n"
+    )
+    lines = ["## Replicas\n", f"`{COMMANDS['replicas']}`\n", text, table(("", "hits", "CPU µs per request"), rows)]
+    lines.append(f"- hits, two apart ÷ one: {ratio(apart['hits'], one['hits'])}")
+    lines.append(f"- hits, two that tell ÷ one: {ratio(together['hits'], one['hits'])}")
+    lines.append(f"- CPU, two that tell ÷ two apart: {ratio(together['cpu'], apart['cpu'])}\n")
+    return "\n".join(lines)
 
 
 def _verdicts(record: Record) -> str:

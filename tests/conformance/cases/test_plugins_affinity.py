@@ -239,8 +239,11 @@ class TestPeers:
         found = configured(self.CONFIG)
         body = completion(f"{uuid.uuid4()} " * 100)
         assert self.HEADER not in route(found, body, hint=[pool.hostports[0]]).headers
-        assert route(found, body, hint=[pool.hostports[1]]).headers[self.HEADER] == pool.hostports[0]
-        assert self.HEADER not in route(found, body, hint=[pool.hostports[0]]).headers
+        pool.show({"waiting": 400}, {"waiting": 0}, {"waiting": 0})
+        assert goes_to(found, set(pool.hostports[1:]))
+        outcome = route(found, body)
+        assert outcome.destination != pool.hostports[0]
+        assert outcome.headers[self.HEADER] == pool.hostports[0]
 
     def test_clients_cannot_say_so(self, configured: Pickers, pool: Pool) -> None:
         """What a client writes there is taken away."""

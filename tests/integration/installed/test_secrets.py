@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 CALLBACKS = ROOT / "tests" / "integration" / "playbooks" / "callbacks"
 Json = dict[str, Any]
 
-FAILING = ("Refused", "Odd")
+FAILING = ("Refused", "Odd", "Picker")
 PASSING = (
     "Namespace",
     "Read",
@@ -155,6 +155,8 @@ def tasks(marks: Marks, namespace: str, refusing: str, folder: Path, kubeconfig:
     home = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
     query = {"api_version": "v1", "kind": "Namespace", "name": namespace}
     request = {"url": refusing, "model": "m", "prompts": ["hello"], "inference_key": marks.new("inference")}
+    # There is no such Service, so the token is of no use; it must not be told for that.
+    picker = {"namespace": namespace, "name": "nobody", "token": marks.new("token")}
     return [
         applied("Namespace", objects=home, kubeconfig=kubeconfig),
         {"name": "Read", "inferops.cluster.objects_info": {"queries": [query], "kubeconfig": kubeconfig}},
@@ -168,6 +170,7 @@ def tasks(marks: Marks, namespace: str, refusing: str, folder: Path, kubeconfig:
         role("main"),
         role("verify"),
         {"name": "Ask", "inferops.cluster.inference_request": request},
+        {"name": "Picker", "inferops.cluster.epp_info": picker, "ignore_errors": True},
         role("remove"),
         applied("Gone", objects=[secret("objects", marks.values["changed"])], state="absent"),
     ]

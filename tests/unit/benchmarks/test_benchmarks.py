@@ -83,9 +83,13 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     (tmp_path / "performance").mkdir()
     records = [{**record, "memory": {"ours": 80e6, "go": 110e6}}]
     (tmp_path / "performance" / "datapath.json").write_text(json.dumps(records))
+    alike = {"hits": [0.9, 0.9], "cpu": [1e-4, 1e-4]}
+    pairs = [{"name": name, **alike} for name in ("one", "two", "two that tell")]
+    (tmp_path / "performance" / "replicas.json").write_text(json.dumps(pairs))
     page = tmp_path / "performance.md"
     assert page in report.write(tmp_path / "performance", page)
     assert "0.25 (0.25 to 0.25) [≤ 0.40: met]" in page.read_text()
+    assert "hits, two that tell ÷ one: 1.00 (1.00 to 1.00)" in page.read_text()
     assert "<svg" in (tmp_path / "performance" / "datapath.svg").read_text()
 
 

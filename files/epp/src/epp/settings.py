@@ -45,7 +45,7 @@ class Settings:
         "list",
     )
     statesync_port: int = flag(9006, "port on which peers are told, with --statesync-peers", "int")
-    transport: str = flag("grpcio", "what serves ext_proc: h2 (fast) or grpcio", "string")
+    transport: str = flag("h2", "what serves ext_proc: h2 (our own) or grpcio", "string")
     grpc_port: int = flag(9002, "port of the ext_proc service", "int")
     grpc_health_port: int = flag(9003, "port of the gRPC health service, plaintext", "int")
     health_checking: bool = flag(False, "answer health checks on the ext_proc port too, always SERVING", "bool")
@@ -67,7 +67,9 @@ class Settings:
     metrics_cert_dir: str = flag("", "folder with tls.crt and tls.key: serve metrics over HTTPS", "string")
     metrics_client_ca_file: str = flag("", "CA bundle: only clients with a certificate of it read metrics", "string")
     enable_pprof: bool = flag(True, "profiles and stacks of this process under /debug/pprof/", "bool")
-    refresh_metrics_interval: float = flag(0.05, "time between two readings of a busy endpoint's metrics", "duration")
+    refresh_metrics_interval: float = flag(
+        0.05, "shortest time between two readings of a busy endpoint's metrics", "duration"
+    )
     refresh_prometheus_metrics_interval: float = flag(
         5.0, "has no effect: the pool's metrics are computed when they are read, and so never older", "duration"
     )

@@ -277,6 +277,16 @@ class TestMedia:
     def test_what_is_none(self, kit: Any, prompt: bytes) -> None:
         assert media(kit.ask(prompt)) == ()
 
+    def test_what_engines_render_before_it(self, kit: Any) -> None:
+        tools = b'[{"type": "function"}]'
+        (found,) = media(kit.ask(tools + picture(), lead=len(tools)))
+        assert found.kind == "image"
+
+    def test_responses(self, kit: Any) -> None:
+        part = {"type": "input_image", "image_url": "http://x/y.png"}
+        body = json.dumps([{"role": "user", "content": [part]}]).encode()
+        assert [each.kind for each in media(kit.ask(body))] == ["image"]
+
     def test_anthropic(self, kit: Any) -> None:
         source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()}
         body = json.dumps([{"role": "user", "content": [{"type": "image", "source": source}]}]).encode()

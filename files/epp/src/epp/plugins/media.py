@@ -74,7 +74,7 @@ def _media(part: dict[str, Any]) -> Media | None:
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         return None
-    payload = part.get(str(name), part.get("source"))
+    payload = next((part[key] for key in (str(name), "image_url", "source") if key in part), None)
     if isinstance(payload, dict):
         texts = (payload.get(key) for key in ("url", "data", "file_id"))
         payload = next((text for text in texts if isinstance(text, str)), None)
