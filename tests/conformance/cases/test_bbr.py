@@ -243,10 +243,10 @@ class TestBaseModels:
                 assert BASE not in headers_for(shared, body(model="quiet-lora"))
 
 
-@pytest.mark.differs(go=LATER)
 class TestPlugins:
     """--plugin TYPE:NAME[:JSON]."""
 
+    @pytest.mark.differs(go=LATER)
     def test_fields_of_ones_own(self, around: World) -> None:
         """Several, in place of the default ones."""
         texts = [
@@ -283,7 +283,6 @@ class TestService:
         assert after.value("bbr_info") == 1
         assert after.value("bbr_plugin_duration_seconds_count", plugin_type="body-field-to-header") >= 3
 
-    @pytest.mark.differs(go=LATER)
     def test_metrics_take_a_token(self, shared: Picker) -> None:
         """Unless a flag says otherwise."""
         assert shared.get("/metrics")[0] == 401

@@ -98,7 +98,6 @@ class TestPages:
         pool.show({"waiting": 400}, {"waiting": 100})
         goes_to(found, {pool.hostports[1]})
 
-    @pytest.mark.differs(go=ONLY_VLLM)
     def test_what_ever_ran_is_no_batch(self, twos: Twos) -> None:
         """Triton counts all requests that it ever had: that says nothing of its load, and both get requests."""
         pool, found = twos("triton")
@@ -251,7 +250,6 @@ class TestWithoutMetrics:
             eventually(lambda: destinations(found, 45) == set(pool.hostports))
             assert route(found).destination in pool.hostports
 
-    @pytest.mark.differs(go="v1.3 takes an engine without metrics for an idle one")
     def test_beside_others(self, around: World) -> None:
         """An engine without metrics and without requests is better than a full one with metrics, and the other way."""
         with around.pool("both", kinds=["vllm", "none"]) as pool, around.picker("both", config=config(QUEUE)) as found:

@@ -153,6 +153,16 @@ def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
+def _parsers(cfg: EndpointPickerConfig) -> Parsers:
+    try:
+        return Parsers([cfg.plugin(name).type for name in cfg.parsers])
+    except KeyError as error:
+        raise StartError(
+            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser is no "
+            "plugin that can be added, use those that epp plugins lists"
+        ) from None
+
+
 def _file(settings: Settings, cfg: EndpointPickerConfig) -> FileDiscoveryParameters | None:
     """The endpoints file, from the flag or the configuration; None when the endpoints come from Kubernetes."""
     if settings.endpoints_file:
@@ -180,7 +190,7 @@ def _pools(
     file = _file(settings, cfg)
     names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
     tracing = _tracing(settings)
-    parsers = Parsers([cfg.plugin(name).type for name in cfg.parsers])
+    parsers = _parsers(cfg)
     subset = not settings.disable_endpoint_subset_filter
     options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}

@@ -12,17 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp import config
+from epp.bbr.adapters import model_family
+from epp.bbr.plugins import build
+from epp.bbr.settings import plugin_text
 from epp.config import ConfigError
 from epp.datalayer import http
-from epp.datalayer.exposition import MetricSpec, samples
+from epp.datalayer.exposition import MetricSpec, PageReader, samples
 from epp.datalayer.file import EndpointsFileError
 from epp.datalayer.file import parse as parse_endpoints
 from epp.datalayer.mapping import ENGINES, Mapper, NoMetrics
+from epp.datalayer.models import merged_models, read_models
 from epp.flags import FlagError
 from epp.flags import parse as parse_flags
-from epp.model import EndpointMetrics
+from epp.model import Endpoint, EndpointMetrics
 from epp.requests import BodyError, ModelRenamer, Parsers, UsageTail, replace_model
 from epp.requests.apis import APIS
+from epp.requests.members import MemberReader
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12),
@@ -142,7 +147,14 @@ METRICS = [
 LINES = st.lists(st.sampled_from(METRICS).flatmap(damaged), max_size=8).map(b"\n".join)
 
 
-def read_page(page: bytes, engine: str) -> None:
+READER = PageReader()
+
+
+def read_page(page: bytes, engine: str, now: float) -> None:
+    READER.turn(page, now)
+    spec = MetricSpec("vllm:num_requests_waiting")
+    whole = samples(page, spec)
+    assert all(sample in whole for sample in READER.samples(spec)), "what it remembers is never taken for what is there"
     with contextlib.suppress(NoMetrics):
         found = Mapper().read(page, {"llm-d.ai/engine-type": engine}, EndpointMetrics())
         assert found.waiting >= 0
@@ -178,8 +190,52 @@ def test_metric_pages_and_http(campaign: Any, one_round: Any) -> None:
     @one_round
     @given(LINES | st.binary(max_size=100), st.sampled_from(sorted(ENGINES)), ANSWERS, st.integers(1, 9))
     def target(page: bytes, engine: str, answer: bytes, step: int) -> None:
-        campaign.timed(lambda: read_page(page, engine))
+        campaign.timed(lambda: read_page(page, engine, step * 0.3))
         campaign.timed(lambda: read_answer([answer[at : at + step] for at in range(0, len(answer), step)]))
+
+    campaign.run(target)
+
+
+MODEL_LISTS = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from([b'{"object":"list","data":[{"id":"a","x":[1]},{"id":"b"}]}', b'{"data":[{"id":1}]}']).flatmap(
+        lambda page: damaged(page)
+    ),
+)
+FAMILIES = st.dictionaries(
+    st.sampled_from(["baseModel", "adapters", "config"]),
+    st.sampled_from(["m", "- a\n- b", "baseModel: m\nadapters: [a]", "&a [*a]", "[", "- {a: b}", "~"])
+    | st.text(max_size=9),
+)
+PLUGINS = st.tuples(
+    st.sampled_from(["body-field-to-header", "base-model-to-header", "x", ""]),
+    st.text(max_size=5),
+    st.text(max_size=20),
+).map(":".join)
+MEMBERS = MemberReader(["model", "stream", "a-b"])
+
+
+def route_by_body(kind: str, body: bytes, page: bytes, data: dict[str, str], text: str) -> None:
+    for truncated in (False, True):
+        with contextlib.suppress(BodyError):
+            found = MEMBERS.read(kind, body, truncated)
+            assert all(isinstance(value, str) for value in found.values())
+    with contextlib.suppress(ValueError):
+        endpoint = Endpoint("e", "", "e", "10.0.0.1", 1)
+        endpoint.models = read_models(page)
+        merged = json.loads(merged_models([endpoint, endpoint]) or "")
+        assert [each["id"] for each in merged["data"]] == sorted(endpoint.models)
+    with contextlib.suppress(ValueError):
+        assert model_family(data).base
+    with contextlib.suppress(FlagError):
+        build([plugin_text(text)], str)
+
+
+def test_bodies_to_headers_and_lists_of_models(campaign: Any, one_round: Any) -> None:
+    @one_round
+    @given(KINDS, BODIES, MODEL_LISTS, FAMILIES, PLUGINS)
+    def target(kind: str, body: bytes, page: bytes, data: dict[str, str], text: str) -> None:
+        campaign.timed(lambda: route_by_body(kind, body, page, data, text))
 
     campaign.run(target)
 
