@@ -59,10 +59,10 @@ integration: env ## apply_set and the EPP's discovery against a real API server 
 	pytest -q tests/integration files/epp/tests -m cluster
 
 platform: env ## The whole platform there: drift, interrupted runs (CHAOS_POINTS), each role verified and removed alone
-	@python -m target run pytest -q tests/integration/platform -m platform $(ARGS)
+	@python -m target run pytest -q tests/integration/stack -m platform $(ARGS)
 
 chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHAOS_SEED repeats them)
-	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/platform/test_chaos.py -m platform $(ARGS)
+	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/stack/test_chaos.py -m platform $(ARGS)
 
 conformance: env ## Our endpoint picker and the Go one through every case; writes docs/conformance.md
 	@python -m target api

@@ -166,6 +166,10 @@ class _Protocol(H2Protocol):
         def reset(event: StreamReset) -> None:
             if event.error_code != ErrorCodes.NO_ERROR:
                 self.processor.process_stream_reset(event)
+            elif stream := self.processor.streams.get(event.stream_id):
+                # Whoever waits to send the rest need not: h2 forgets the stream when it counts its streams.
+                _ = self.connection._connection.open_outbound_streams
+                stream.window_updated.set()
 
         self.processor.processors[StreamReset] = reset
 

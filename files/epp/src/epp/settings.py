@@ -45,7 +45,7 @@ class Settings:
         "list",
     )
     statesync_port: int = flag(9006, "port on which peers are told, with --statesync-peers", "int")
-    transport: str = flag("grpcio", "what serves ext_proc: h2 (fast) or grpcio", "string")
+    transport: str = flag("h2", "what serves ext_proc: h2 (our own) or grpcio", "string")
     grpc_port: int = flag(9002, "port of the ext_proc service", "int")
     grpc_health_port: int = flag(9003, "port of the gRPC health service, plaintext", "int")
     health_checking: bool = flag(False, "answer health checks on the ext_proc port too, always SERVING", "bool")

@@ -89,7 +89,7 @@ def facts(message: Incoming) -> tuple[Any, ...]:
 
 
 class TestReading:
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=100, deadline=None, database=None)
     @given(requests())
     def test_every_message_is_read_as_protobuf_reads_it(self, message: ProcessingRequest) -> None:
         data = message.SerializeToString()

@@ -11,12 +11,20 @@ costs a dictionary access per block, whatever the number of endpoints.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
 
 import xxhash
 
 from epp.model import Endpoint
+
+
+@lru_cache(maxsize=64)
+def _blocks(block_bytes: int) -> struct.Struct:
+    """Cuts bytes into blocks without a step of Python's for each."""
+    return struct.Struct(f"{block_bytes}s")
 
 
 def block_hashes(model: str, salt: str, prompt: bytes, block_bytes: int, max_blocks: int) -> list[int]:
@@ -27,10 +35,11 @@ def block_hashes(model: str, salt: str, prompt: bytes, block_bytes: int, max_blo
     digest = xxhash.xxh3_64_intdigest
     previous = digest(f"{model}\0{salt}\0{block_bytes}".encode())
     end = min(len(prompt), block_bytes * max_blocks)
-    hashes: list[int] = []
-    for start in range(0, end, block_bytes):
-        previous = digest(prompt[start : min(start + block_bytes, end)], previous)
-        hashes.append(previous)
+    whole = end - end % block_bytes
+    blocks = _blocks(block_bytes).iter_unpack(memoryview(prompt)[:whole])
+    hashes = [previous := digest(block, previous) for (block,) in blocks]
+    if whole < end:
+        hashes.append(digest(prompt[whole:end], previous))
     return hashes
 
 
@@ -41,7 +50,8 @@ class PrefixIndex:
         self._holders: dict[int, int] = {}
         self._slots: dict[Endpoint, int] = {}
         self._owners: list[Endpoint | None] = []
-        self._held: list[OrderedDict[int, None]] = []
+        self._held: list[dict[int, None]] = []
+        """The blocks of each endpoint, the oldest first: a dictionary keeps the order of insertion."""
         self._size = 0
 
     def __len__(self) -> int:
@@ -80,14 +90,20 @@ class PrefixIndex:
         slot = self._slot(endpoint)
         held, holders, bit = self._held[slot], self._holders, 1 << slot
         before = len(held)
-        for number in reversed(hashes):
-            if number in held:
-                held.move_to_end(number)
-            else:
-                held[number] = None
-                holders[number] = holders.get(number, 0) | bit
-        while len(held) > capacity:
-            self._forget(held.popitem(last=False)[0], bit)
+        # Whole dictionaries at once: a prompt has up to thousands of blocks, and most are new or most are known.
+        known = [number for number in hashes if number in held]
+        for number in known:
+            del held[number]
+        held.update(dict.fromkeys(reversed(hashes)))
+        fresh = [number for number in hashes if number not in holders]
+        holders.update(dict.fromkeys(fresh, bit))
+        if len(fresh) + len(known) < len(hashes):  # others hold some of it
+            for number in hashes:
+                holders[number] |= bit
+        if len(held) > capacity:
+            for number in list(islice(held, len(held) - capacity)):
+                del held[number]
+                self._forget(number, bit)
         self._size += len(held) - before
 
     def held(self) -> Iterator[tuple[Endpoint, list[int]]]:
@@ -105,7 +121,7 @@ class PrefixIndex:
         for number in held:
             self._forget(number, bit)
         self._size -= len(held)
-        self._held[slot] = OrderedDict()
+        self._held[slot] = {}
         self._owners[slot] = None
 
     def _slot(self, endpoint: Endpoint) -> int:
@@ -118,16 +134,17 @@ class PrefixIndex:
             else:
                 slot = len(self._owners)
                 self._owners.append(endpoint)
-                self._held.append(OrderedDict())
+                self._held.append({})
             self._slots[endpoint] = slot
         return slot
 
     def _forget(self, number: int, bit: int) -> None:
-        rest = self._holders[number] & ~bit
+        holders = self._holders
+        rest = holders[number] & ~bit
         if rest:
-            self._holders[number] = rest
+            holders[number] = rest
         else:
-            del self._holders[number]
+            del holders[number]
 
     def _note(self, bits: int, depth: int, matched: dict[Endpoint, int]) -> None:
         """Write ``depth`` for the endpoint of each bit."""

@@ -70,7 +70,7 @@ class Estimate(NamedTuple):
 
 def estimate(prompt: bytes, headers: Mapping[str, str]) -> Estimate | None:
     """Tokens of a prompt (JSON) that has more than text; None for one that has not."""
-    if not any(key in prompt for key in _KEYS):
+    if prompt.startswith(b'"') or not any(key in prompt for key in _KEYS):  # a mere string has no keys
         return None
     found = list(parts(prompt))
     if not found:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import requests
 from kubernetes import client, config
 
 Json = dict[str, Any]
@@ -39,31 +40,34 @@ CHOSEN = (
 MANAGER = "inferops.cluster"
 
 
-def kubernetes() -> Any:
-    """A client for the cluster that KUBECONFIG names."""
-    found = client.Configuration()
-    config.load_kube_config(os.environ["KUBECONFIG"], client_configuration=found)  # type: ignore[no-untyped-call]
-    return client.ApiClient(found)  # type: ignore[no-untyped-call]
-
-
 class State:
-    """Looks at everything that the API server can list."""
+    """Looks at everything that the API server of KUBECONFIG can list."""
 
-    def __init__(self, api: Any) -> None:
-        self.api = api
+    def __init__(self) -> None:
+        found = client.Configuration()
+        config.load_kube_config(os.environ["KUBECONFIG"], client_configuration=found)  # type: ignore[no-untyped-call]
+        self._server = found.host
+        self._session = requests.Session()
+        self._session.trust_env = False  # proxies and authorities for the web are none of the cluster
+        self._session.verify = found.ssl_ca_cert or True
+        if found.cert_file:
+            self._session.cert = (found.cert_file, found.key_file)
+        token = found.get_api_key_with_prefix("authorization", alias="BearerToken")
+        if token:
+            self._session.headers["Authorization"] = token
 
     def get(self, path: str) -> Json:
         """The document at ``path``."""
-        answer: Json = self.api.call_api(path, "GET", auth_settings=["BearerToken"], response_type="object")[0]
-        return answer
+        return self.request("GET", path)
 
     def request(self, verb: str, path: str, body: Json | None = None, kind: str = "application/json") -> Json:
-        """Change something, as somebody else."""
-        headers = {"Content-Type": kind}
-        answer: Json = self.api.call_api(
-            path, verb, header_params=headers, body=body, auth_settings=["BearerToken"], response_type="object"
-        )[0]
-        return answer
+        """Look, or change something as somebody else."""
+        answer = self._session.request(
+            verb, f"{self._server}{path}", json=body, headers={"Content-Type": kind}, timeout=60
+        )
+        assert answer.ok, f"{verb} {path}: {answer.status_code} {answer.text}"
+        found: Json = answer.json()
+        return found
 
     def edit(self, path: str, patch: Json, manager: str = "kubectl-edit") -> None:
         """Change an object by hand."""

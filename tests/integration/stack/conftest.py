@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .state import State, kubernetes
+from .state import State
 
 ROOT = Path(__file__).parents[3]
 RECAP = re.compile(r"^localhost\s.*?changed=(\d+).*?failed=(\d+)", re.MULTILINE)
@@ -26,11 +27,12 @@ Json = dict[str, Any]
 
 @dataclass
 class Outcome:
-    """How a playbook ended. ``changed`` counts tasks."""
+    """How a playbook ended. ``changed`` counts tasks; ``cpu`` is the processor time of all its processes."""
 
     code: int
     output: str
     seconds: float
+    cpu: float
 
     @property
     def changed(self) -> int:
@@ -77,10 +79,10 @@ class Ansible:
 
     def run(self, playbook: str | Path, *options: str, variables: Json | None = None, fails: bool = False) -> Outcome:
         """Run to the end. ``fails``: that is expected."""
-        started = time.monotonic()
+        started, spent = time.monotonic(), _cpu()
         process = self.start(ROOT / playbook, *options, variables=variables)
         code = process.wait(timeout=900)
-        outcome = Outcome(code, self.log.read_text(), time.monotonic() - started)
+        outcome = Outcome(code, self.log.read_text(), time.monotonic() - started, _cpu() - spent)
         assert bool(code) == fails, outcome.output[-6000:]
         return outcome
 
@@ -125,6 +127,12 @@ class Ansible:
         return found
 
 
+def _cpu() -> float:
+    """Processor seconds of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.fixture(scope="session")
 def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
     return Ansible(tmp_path_factory.mktemp("ansible"))
@@ -132,7 +140,7 @@ def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
 
 @pytest.fixture(scope="session")
 def state() -> State:
-    return State(kubernetes())
+    return State()
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +162,7 @@ def empty(ansible: Ansible, state: State) -> set[str]:
     return state.names()
 
 
-@pytest.fixture
-def converged(ansible: Ansible, empty: set[str]) -> None:
-    """The platform as the inventory says."""
+@pytest.fixture(scope="module")
+def converged(ansible: Ansible) -> None:
+    """The platform as the inventory says. Tests leave it so."""
     ansible.site()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from typing import Any
 
@@ -15,8 +16,7 @@ from .state import State
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.usefixtures("converged")]
 
 Json = dict[str, Any]
-UNCHANGED_SECONDS = 20
-LOADED = 3  # times as long as alone that a run may take on a machine that others use, too
+UNCHANGED_SECONDS = 20  # of processor time: what it takes on an idle machine, whatever else this one does
 NAMESPACE = "llm-platform"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/litellm"
 CONFIG = f"/api/v1/namespaces/{NAMESPACE}/configmaps/litellm"
@@ -29,9 +29,10 @@ def deployment(state: State) -> Json:
 
 def test_unchanged_is_quick_and_quiet(ansible: Ansible) -> None:
     runs = [ansible.site() for _ in range(2)]
-    print(f"site.yml unchanged: {min(run.seconds for run in runs):.1f} s")
+    seconds, cpu = min(run.seconds for run in runs), min(run.cpu for run in runs)
+    print(f"site.yml unchanged: {seconds:.1f} s, {cpu:.1f} s of processor time (load {os.getloadavg()[0]:.1f})")
     assert [run.changed for run in runs] == [0, 0]
-    assert min(run.seconds for run in runs) < UNCHANGED_SECONDS * LOADED
+    assert cpu < UNCHANGED_SECONDS
 
 
 def test_edits_and_deletions_by_hand_are_reported_and_repaired(ansible: Ansible, state: State) -> None:

@@ -66,15 +66,14 @@ def test_interrupted_at_random_points(
             moment = moments.uniform(0.5, seconds[now])
             task = ansible.interrupt(moment, given)
             repeated = ansible.site(variables=given)
-            again = ansible.site(variables=given)
             print(
-                f"  {point + 1}: {now} -> {goal}, killed after {moment:.1f} s at {task!r}; "
-                f"then {repeated.changed} changed tasks, then {again.changed}",
+                f"  {point + 1}: {now} -> {goal}, killed after {moment:.1f} s of {seconds[now]:.0f} at {task!r}; "
+                f"then {repeated.changed} tasks changed something",
                 flush=True,
             )
             applied, names = states[goal]
-            assert again.changed == 0, again.output[-3000:]
             assert differences(applied, state.applied()) == []
             assert names ^ state.names() == set()
             now = goal
+    assert ansible.site(variables=given).changed == 0
     ansible.run("playbooks/verify.yml", variables=given)
