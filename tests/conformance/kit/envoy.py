@@ -20,7 +20,7 @@ from conformance.kit.leftovers import folder
 from conformance.kit.picker import PickerError, Process
 from conformance.kit.wait import PATIENCE
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 SMALL, LARGE = 1 << 20, 128 << 20
 """Envoy's default limit of what it buffers, and one for whole prompts. Pieces of a body may be as large as it."""
 

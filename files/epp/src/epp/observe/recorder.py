@@ -16,6 +16,8 @@ from epp.model import Endpoint, Usage
 from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 
+PD_HANDLER = "pd-profile-handler"
+"""The plugin whose decisions have a metric of their own, too."""
 MAX_VALUES = 256
 """Different values of one label that comes from clients; further ones count as ``other``. Each model name costs some
 500 lines of every page, so the reference's bound of 1000 would make pages of 60 MB."""
@@ -227,6 +229,13 @@ class Recorder:
         total = sum(size for (_, plugin), size in self._prefix_sizes.items() if plugin == name)
         self.figures.prefix_size.value(name, "approx-prefix-cache-producer").set(total)
 
+    def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
+        """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
+        model = _bounded(model or "unknown", self._models)
+        self.figures.disagg.value(name, plugin_type, model, decision).add()
+        if plugin_type == PD_HANDLER:
+            self.figures.pd.value(name, plugin_type, model, decision).add()
+
     def program_waited(self, program: str, mean_ms: float, evenness: float) -> None:
         """Mean wait of a program's requests, and Jain's fairness index over the mean waits of all programs."""
         self.figures.program_wait.value(_bounded(program, self._flows)).set(mean_ms)
@@ -275,7 +284,8 @@ class Recorder:
             yield from figure.collect()
 
     def _measure(self) -> None:
-        self.figures.queue.clear()
+        for figure in (self.figures.queue, self.figures.inflight_requests, self.figures.inflight_tokens):
+            figure.clear()
         for refresh in self.before_reading:
             refresh()
         for view in self._pools.values():
@@ -286,6 +296,8 @@ class Recorder:
         now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
+            figures.inflight_requests.value(endpoint.name, endpoint.namespace).set(endpoint.inflight)
+            figures.inflight_tokens.value(endpoint.name, endpoint.namespace).set(endpoint.inflight_tokens)
             metrics = endpoint.metrics
             if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
@@ -310,6 +322,7 @@ class PoolRecorder:
         self.scheduled = recorder.scheduled
         self.plugin = recorder.plugin
         self.prefix_match = recorder.prefix_match
+        self.disaggregated = recorder.disaggregated
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
         self.program_gone = recorder.program_gone
