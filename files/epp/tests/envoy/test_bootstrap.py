@@ -62,7 +62,7 @@ async def test_requests_pass(
 
 
 async def test_the_gateway_says_who_served(
-    mirror: Any, client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mirror: Any, client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first choice refuses connections, Envoy goes to the fallback, and tells the EPP so."""
     host = mirror.hostports[0].rpartition(":")[0]
@@ -75,6 +75,7 @@ async def test_the_gateway_says_who_served(
         flags = [f"--listen=127.0.0.1:{port}", f"--admin=127.0.0.1:{rig.free_port()}"]
         flags += [f"--epp=127.0.0.1:{epp.grpc_port}", f"--endpoints-file={file}"]
         with started(printed(capsys, *flags), tmp_path, port) as url:
+            monkeypatch.setattr(mirror, "pause", 0.3)  # so that the answer still goes on when the counts are read
             body = {"model": "llama", "prompt": "x", "stream": True}
             headers = {"test-epp-endpoint-selection": f"{dead},{mirror.hostports[0]}"}
             async with client.post(f"{url}/v1/completions", json=body, headers=headers) as response:
