@@ -16,6 +16,8 @@ short_description: What one role takes from the platform's list of models
 version_added: 1.0.0
 description:
   - The variable C(inferops_models) describes each model once. This filter gives the part of it that a role takes.
+  - A model's C(canary) is another model, by its C(name), or an adapter of its own, that gets C(weight) percent of the
+    requests to the model from LiteLLM. A model's C(loras) are offered beside it.
 positional: role
 options:
   _input:
@@ -42,44 +44,74 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: One item for each model, in the same order.
+  description: >-
+    One item for each model, in the same order; for C(litellm), one more for each canary and each adapter.
   type: list
   elements: dict
 """
 
 # Keys of a model that are for the other roles; all remaining keys describe its servers.
-PARTS = ("pool", "epp", "litellm")
+PARTS = ("pool", "epp", "litellm", "canary")
+
+Model = Mapping[str, Any]
+Item = dict[str, Any]
 
 
-def model_items(
-    models: Iterable[Mapping[str, Any]], role: str, ports: Mapping[str, int] | None = None
-) -> list[dict[str, Any]]:
+def model_items(models: Iterable[Model], role: str, ports: Mapping[str, int] | None = None) -> list[Item]:
     """Return the items of C(role) for C(models)."""
-    try:
-        build = {"kserve_runtimes": _servers, "inference_pool": _pool, "epp": _epp, "litellm": _litellm}[role]
-    except KeyError:
-        raise AnsibleFilterError(f"model_items: no role {role!r} takes models") from None
-    return [build(model, ports or {}) for model in models]
+    known = list(models)
+    if role == "kserve_runtimes":
+        return [_servers(model) for model in known]
+    if role == "inference_pool":
+        return [_pool(model, ports or {}) for model in known]
+    if role == "epp":
+        return [_epp(model) for model in known]
+    if role == "litellm":
+        names = {model["name"]: served_name(model) for model in known}
+        return [entry for model in known for entry in _entries(model, names)]
+    raise AnsibleFilterError(f"model_items: no role {role!r} takes models")
 
 
-def _servers(model: Mapping[str, Any], ports: Mapping[str, int]) -> dict[str, Any]:
+def _servers(model: Model) -> Item:
     return {key: value for key, value in model.items() if key not in PARTS}
 
 
-def _pool(model: Mapping[str, Any], ports: Mapping[str, int]) -> dict[str, Any]:
+def _pool(model: Model, ports: Mapping[str, int]) -> Item:
     port = model.get("port") or ports.get(model.get("runtime", "vllm"))
-    item: dict[str, Any] = {"name": model["name"], "model_names": [served_name(model)]}
+    item: Item = {"name": model["name"], "model_names": [served_name(model), *_adapters(model)]}
     if port:
         item["target_ports"] = [port]
     return item | dict(model.get("pool") or {})
 
 
-def _epp(model: Mapping[str, Any], ports: Mapping[str, int]) -> dict[str, Any]:
+def _epp(model: Model) -> Item:
     return {"name": model["name"], "runtime": model.get("runtime", "vllm")} | dict(model.get("epp") or {})
 
 
-def _litellm(model: Mapping[str, Any], ports: Mapping[str, int]) -> dict[str, Any]:
-    return {"name": served_name(model)} | dict(model.get("litellm") or {})
+def _entries(model: Model, names: Mapping[str, str]) -> list[Item]:
+    """What the API offers: the model, its canary under the same name with its part of the requests, its adapters."""
+    given = dict(model.get("litellm") or {})
+    first: Item = {"name": served_name(model)} | given
+    adapters = [{"name": name} | given for name in _adapters(model)]
+    canary = model.get("canary") or {}
+    weight = int(canary.get("weight", 0))
+    if not 0 <= weight <= 100:
+        raise AnsibleFilterError(f"{model['name']}: the canary's weight is {weight}, but must be from 0 to 100")
+    if not weight:
+        return [first, *adapters]
+    name = names.get(canary["name"], canary["name"])
+    second = first | {"model": f"hosted_vllm/{name}"}
+    return [_weighed(first, 100 - weight), _weighed(second, weight), *adapters]
+
+
+def _weighed(entry: Item, weight: int) -> Item:
+    """An entry of LiteLLM with its part of the requests to all entries of its name."""
+    return entry | {"params": {**(entry.get("params") or {}), "weight": weight}}
+
+
+def _adapters(model: Model) -> list[str]:
+    """The names of the model's LoRA adapters, which are models to clients."""
+    return [str(adapter["name"]) for adapter in model.get("loras") or []]
 
 
 def served_name(model: Mapping[str, Any]) -> str:

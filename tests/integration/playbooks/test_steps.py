@@ -48,3 +48,53 @@ def test_a_node_that_there_is_not_is_named(playbook: Playbook) -> None:
     run = playbook("gpu_nodes", {"gpu_nodes_nodes": ["gpu-99"]})
     assert run.code != 0
     assert "gpu-99" in run.output
+
+
+def test_a_canary_gets_its_part_of_the_requests(playbook: Playbook) -> None:
+    wanted = {"inferops_model_name": "one", "inferops_canary_name": "two", "inferops_canary_weight": 10}
+    run = playbook("model_canary", {**MODELS, **wanted}, "--diff")
+    assert run.code == 0, run.output
+    assert run.output.count("model_name: one") == 2
+    assert "weight: 90" in run.output
+    assert "weight: 10" in run.output
+    assert {kind for kind, _ in run.objects("created")} & {
+        "InferencePool",
+        "HTTPRoute",
+        "EnvoyExtensionPolicy",
+    } == set()
+    assert '"weight": 10' in run.result("Say what keeps the weights there")["msg"]
+
+
+def test_a_canary_that_there_is_not_is_named(playbook: Playbook) -> None:
+    wanted = {"inferops_model_name": "one", "inferops_canary_name": "three", "inferops_canary_weight": 101}
+    run = playbook("model_canary", {**MODELS, **wanted})
+    assert run.code != 0
+    assert "There is no other model three, and no such adapter of one; there are two." in run.output
+    assert "inferops_canary_weight is 101" in run.output
+
+
+def test_an_adapter_comes_to_servers_route_and_api(playbook: Playbook) -> None:
+    wanted = {"inferops_model_name": "one", "inferops_lora_name": "poet", "inferops_lora_path": "org/poet"}
+    run = playbook("lora_rollout", {**MODELS, **wanted}, "--diff")
+    assert run.code == 0, run.output
+    assert "- poet=org/poet" in run.output
+    assert "value: poet" in run.output
+    assert "model: hosted_vllm/poet" in run.output
+    ran = [task.rpartition(" : ")[2] for task in run.ran()]
+    assert ran.index("Apply the model servers") < ran.index("Apply the pools") < ran.index("Apply LiteLLM")
+
+
+def test_an_adapter_goes_from_the_api_first(playbook: Playbook) -> None:
+    one = {"name": "one", "model": "org/one", "loras": [{"name": "poet", "path": "org/poet"}]}
+    wanted = {"inferops_model_name": "one", "inferops_lora_name": "poet", "inferops_lora_state": "absent"}
+    run = playbook("lora_rollout", {"inferops_models": [one], **wanted}, "--diff")
+    assert run.code == 0, run.output
+    assert "poet=" not in run.output
+    ran = [task.rpartition(" : ")[2] for task in run.ran()]
+    assert ran.index("Apply LiteLLM") < ran.index("Apply the pools") < ran.index("Apply the model servers")
+
+
+def test_a_new_adapter_needs_its_path(playbook: Playbook) -> None:
+    run = playbook("lora_rollout", {**MODELS, "inferops_model_name": "one", "inferops_lora_name": "poet"})
+    assert run.code != 0
+    assert "inferops_lora_path must say where the new adapter poet is" in run.output

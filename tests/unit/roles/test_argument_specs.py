@@ -50,7 +50,7 @@ def test_every_entry_point_takes_the_same_variables(role: str, entry_point: str)
 
 def test_the_playbook_takes_every_key_of_a_model() -> None:
     keys = set(options("kserve_runtimes")["kserve_runtimes_models"]["options"])
-    assert set(contract("site")["inferops_models"]["options"]) == keys | {"pool", "epp", "litellm"}
+    assert set(contract("site")["inferops_models"]["options"]) == keys | {"pool", "epp", "litellm", "canary"}
 
 
 @pytest.mark.parametrize("inventory", ["lab", "kind", "example"])

@@ -548,6 +548,12 @@ SERVER_CASES = [
         at("InferenceService", "m", ".spec.predictor.model.storageUri", "hf://org/m"),
         at("InferenceService", "m", ".metadata.annotations['inferops.cluster/model']"),
     ),
+    case(
+        "kserve_runtimes_models[].loras",
+        {"kserve_runtimes_models": [{**MODEL, "loras": [{"name": "poet", "path": "org/poet"}]}]},
+        at("Deployment", "m", f"{CONTAINER}.flags['enable-lora']", ""),
+        at("Deployment", "m", f"{CONTAINER}.flags['lora-modules']", "poet=org/poet"),
+    ),
     *(
         case(
             "kserve_runtimes_serving_runtimes",

@@ -72,6 +72,12 @@ def test_selectors_that_make_no_sense(kit: Any, selector: str, text: str) -> Non
         kit.parameters("label-selector-filter", selector)
 
 
+@pytest.mark.parametrize(("kind", "text"), [("by-label", '{label: ""}'), ("context-length-aware", '{label: ""}')])
+def test_a_label_is_needed(kit: Any, kind: str, text: str) -> None:
+    with pytest.raises(ConfigError, match="label is empty"):
+        kit.parameters(kind, text)
+
+
 class TestHeaderLabel:
     def test_the_formula(self, kit: Any) -> None:
         scorer = kit.make("header-label-affinity-scorer", header_name="X-Zone", label_key="zone")

@@ -16,7 +16,21 @@ from epp.config.schema import ProfilePlugin
 from epp.datalayer import Datastore
 from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.observe import Recorder
-from epp.scheduling import Context, Filter, Plugin, Producer, Profile, ProfileHandler, RequestHook, Scheduler, Scorer
+from epp.scheduling import (
+    Context,
+    Filter,
+    HeaderProcessor,
+    Picker,
+    Plugin,
+    PluginError,
+    Producer,
+    Profile,
+    ProfileHandler,
+    RequestHook,
+    ResponseHook,
+    Scheduler,
+    Scorer,
+)
 from epp.scheduling.api import NoParameters
 from epp.scheduling.scheduler import NO_ENDPOINTS
 
@@ -157,7 +171,8 @@ def test_broken_plugins_cost_their_own_part_only(
         scheduler.response_complete(asked, decision, None)
         assert decision.endpoints[0].name == "e1"
         assert max(decision.scores.values()) == 1.0
-    assert sum("broken" in record.message for record in caplog.records) == 1, "once, not on every request"
+    told = [record.message for record in caplog.records if "broken" in record.message]
+    assert len(told) == len(set(told)) == 5, "each kind of failure once, not on every request"
 
 
 def test_ties_are_random_and_a_seed_repeats_them() -> None:
@@ -294,3 +309,74 @@ def test_plugins_that_need_each_other_in_a_circle() -> None:
     )
     with pytest.raises(ValueError, match="circle: a -> b -> a"):
         Scheduler.from_config(cfg, registry, store(), Recorder())
+
+
+class Misfits(Scorer, Filter, Picker, HeaderProcessor, ResponseHook):
+    """Returns what makes no sense, as ``mode`` says."""
+
+    TYPE = "misfits"
+    mode = ""
+
+    def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
+        return [0.5, None, 0.5][: len(endpoints)] if self.mode == "score" else [0.0] * len(endpoints)  # type: ignore[list-item]
+
+    def filter(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+        if self.mode == "none":
+            return None  # type: ignore[return-value]
+        return tuple(endpoints[1:]) if self.mode == "tuple" else endpoints  # type: ignore[return-value]
+
+    def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
+        if self.mode == "score":
+            return [endpoints[scores.index(max(scores))]]
+        return [] if self.mode == "pick" else endpoints[:1]
+
+    def request_headers(self, request: InferenceRequest) -> None:
+        raise RuntimeError("headers")
+
+    def response_received(
+        self, served: str, request: InferenceRequest | None, decision: Decision | None
+    ) -> Mapping[str, str]:
+        raise RuntimeError("response")
+
+
+@pytest.mark.parametrize(
+    ("mode", "told", "chosen"),
+    [
+        ("score", "its scores count as 0", "e2"),
+        ("none", "its filtering is skipped", "e0"),
+        ("tuple", "", "e1"),
+        ("pick", "the best-rated endpoint is taken", "e2"),
+    ],
+)
+def test_plugins_that_return_nonsense(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, told: str, chosen: str
+) -> None:
+    monkeypatch.setattr(Misfits, "mode", mode)
+    monkeypatch.setattr(ByName, "scores", {"e2": 1.0})
+    members = {"misfits": 1.0, "by-name": 1.0}
+    datastore = store()
+    registry = {**plugins.registry(), "misfits": Misfits, "by-name": ByName}
+    names = ["misfits", "by-name", "single-profile-handler", "utilization-detector"]
+    cfg = EndpointPickerConfig(
+        plugins=tuple(PluginSpec(name, name, registry[name].PARAMETERS()) for name in names),
+        profiles=(ProfileSpec("default", tuple(ProfilePlugin(*member) for member in members.items())),),
+        profile_handler="single-profile-handler",
+        saturation_detector="utilization-detector",
+    )
+    scheduler = Scheduler.from_config(cfg, registry, datastore, Recorder("pool"), 1)
+    asked = request()
+    scheduler.request_headers(asked)
+    decision = scheduler.schedule(asked, datastore.endpoints())
+    assert decision.endpoints[0].name == chosen
+    assert told in caplog.text
+    assert scheduler.response_received("", asked, decision) == {}
+    assert "the request goes on without it" in caplog.text
+    assert "the answer goes on without it" in caplog.text
+    with pytest.raises(KeyError):
+        decision.scores["10.9.9.9:1"]
+
+
+def test_names_that_do_not_exist() -> None:
+    scheduler = build({"default": {"max-score-picker": 1.0}}, store())
+    with pytest.raises(PluginError, match="no plugin is named 'nobody'; add it"):
+        scheduler.plugin("nobody")

@@ -101,6 +101,35 @@ def test_a_models_own_port_wins() -> None:
     assert model_items([{**MODEL, "port": 9}], "inference_pool", {"vllm": 8000})[0]["target_ports"] == [9]
 
 
+def test_a_canary_shares_the_name_and_its_part_of_the_requests() -> None:
+    models = [
+        {**MODEL, "canary": {"name": "n", "weight": 10}, "litellm": {"params": {"rpm": 5}}},
+        {"name": "n", "served_name": "org/n", "model": "org/n"},
+    ]
+    assert model_items(models, "litellm") == [
+        {"name": "m", "params": {"rpm": 5, "weight": 90}},
+        {"name": "m", "model": "hosted_vllm/org/n", "params": {"rpm": 5, "weight": 10}},
+        {"name": "org/n"},
+    ]
+    assert "canary" not in model_items(models, "kserve_runtimes")[0]
+
+
+def test_a_canary_of_weight_0_is_none() -> None:
+    assert model_items([{**MODEL, "canary": {"name": "n", "weight": 0}}], "litellm") == [{"name": "m"}]
+
+
+def test_a_canary_cannot_get_more_than_all() -> None:
+    with pytest.raises(AnsibleFilterError, match="m: the canary's weight is 101"):
+        model_items([{**MODEL, "canary": {"name": "n", "weight": 101}}], "litellm")
+
+
+def test_adapters_are_models_to_clients() -> None:
+    model = {**MODEL, "loras": [{"name": "poet", "path": "org/poet"}]}
+    assert model_items([model], "inference_pool")[0]["model_names"] == ["m", "poet"]
+    assert model_items([model], "litellm") == [{"name": "m"}, {"name": "poet"}]
+    assert model_items([model], "kserve_runtimes")[0]["loras"] == model["loras"]
+
+
 def test_no_other_role_takes_models() -> None:
     with pytest.raises(AnsibleFilterError, match="gpu_nodes"):
         model_items([MODEL], "gpu_nodes")

@@ -51,13 +51,13 @@ class Outcome:
 class Failures:
     """Logs a plugin's failures with their traceback, but not on every request."""
 
-    last: dict[str, float] = field(default_factory=dict)
+    last: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def report(self, plugin: Plugin, consequence: str) -> None:
         """Call this while handling the exception."""
-        now = time.monotonic()
-        if now - self.last.get(plugin.name, -ERROR_INTERVAL) >= ERROR_INTERVAL:
-            self.last[plugin.name] = now
+        now, key = time.monotonic(), (plugin.name, consequence)
+        if now - self.last.get(key, -ERROR_INTERVAL) >= ERROR_INTERVAL:
+            self.last[key] = now
             log.exception("plugin %s (%s) failed; %s", plugin.name, plugin.TYPE, consequence)
 
 
@@ -94,7 +94,8 @@ class ProfileRunner:
     def _filter(self, filter_: Filter, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
         started = time.perf_counter()
         try:
-            return filter_.filter(request, endpoints)
+            kept = filter_.filter(request, endpoints)
+            return kept if type(kept) is list else list(kept)
         except Exception:
             self._failures.report(filter_, "its filtering is skipped")
             return endpoints
@@ -109,14 +110,15 @@ class ProfileRunner:
             scores = scorer.score(request, endpoints)
             if len(scores) != len(totals):
                 raise ValueError(f"{len(scores)} scores for {len(totals)} endpoints")
+            # Written so that NaN, which compares false with everything, counts as 0.
+            shares = [weight if score >= 1.0 else weight * score if score > 0.0 else 0.0 for score in scores]
         except Exception:
             self._failures.report(scorer, "its scores count as 0")
             return
         finally:
             self._recorder.plugin("Scorer", scorer.TYPE, scorer.name, time.perf_counter() - started)
-        for index, score in enumerate(scores):
-            # Written so that NaN, which compares false with everything, counts as 0.
-            totals[index] += weight if score >= 1.0 else weight * score if score > 0.0 else 0.0
+        for index, share in enumerate(shares):
+            totals[index] += share
 
     def _pick(self, endpoints: list[Endpoint], totals: list[float]) -> list[Endpoint]:
         started = time.perf_counter()
