@@ -53,6 +53,7 @@ class DisaggProfileHandler(ProfileHandler):
     def __init__(self, name: str, parameters: DisaggProfileHandlerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
         self._names = parameters.profiles
+        self._recorder = context.recorder
         deciders = parameters.deciders
         self._stages = [
             (profile, decider)
@@ -81,3 +82,5 @@ class DisaggProfileHandler(ProfileHandler):
         """Headers, and who has how much to do."""
         disaggregation.set_headers(decision, self._names.prefill, self._names.encode)
         disaggregation.charge(request, decision, self._names.prefill, self._names.encode)
+        used = disaggregation.stages(decision, self._names.prefill, self._names.encode)
+        self._recorder.disaggregated(self.TYPE, self.name, request.target_model or request.model, used)
