@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from epp.model import Decision, InferenceRequest, Rejection
@@ -37,12 +36,6 @@ class DecisionLog:
         """Up to ``limit`` decisions as JSON, newest first; only those about ``model``, if given."""
         found = (note for note in reversed(self._notes) if not model or model in note[3:5])
         return [_told(note) for note, _ in zip(found, range(limit), strict=False)]
-
-    def __len__(self) -> int:
-        return len(self._notes)
-
-    def __iter__(self) -> Iterator[Note]:
-        return iter(self._notes)
 
 
 def _told(note: Note) -> dict[str, Any]:
