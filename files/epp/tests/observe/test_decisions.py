@@ -58,6 +58,21 @@ def test_other_reasons() -> None:
     ]
 
 
+def test_a_refusal_does_not_keep_the_request_alive() -> None:
+    log = DecisionLog()
+
+    def refuse() -> None:
+        raise Rejection(429, "ResourceExhausted", "system saturated")
+
+    try:
+        refuse()
+    except Rejection as rejection:
+        log.note("pool", request("r-1"), rejection)
+    outcome = log._notes[0][-1]
+    assert isinstance(outcome, Rejection)
+    assert outcome.__traceback__ is None
+
+
 def test_only_the_last_ones_are_kept_and_no_prompts() -> None:
     log = DecisionLog(kept=3)
     for number in range(10):

@@ -27,6 +27,9 @@ class DecisionLog:
 
     def note(self, pool: str, request: InferenceRequest, outcome: Decision | Rejection) -> None:
         """A request of this pool was routed, or refused."""
+        if isinstance(outcome, Rejection):
+            # An exception that was raised holds on to all that was on its way, the body of the request included.
+            outcome = Rejection(outcome.status, outcome.code, outcome.message)
         self._notes.append((
             time.time(), pool, request.request_id, request.model, request.target_model, request.size, request.priority,
             outcome,
