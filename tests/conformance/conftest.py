@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "differs(NAME=WHY): the picker NAME does something else here, on purpose")
     # Whoever ends the run politely wants the namespace and the processes gone, too.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config.stash[DRIVER] = drivers.load(config.getoption("epp"))
     except DriverError as error:

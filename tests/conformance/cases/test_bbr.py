@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
 from conformance.kit import wire
+from conformance.kit.engines import Engine
+from conformance.kit.envoy import Gateway, Setup, envoy
 from conformance.kit.picker import Picker
 from conformance.kit.talk import answered
 from conformance.kit.wait import eventually
@@ -263,6 +266,42 @@ class TestPlugins:
         """It does not start, and says what is wrong."""
         with pytest.raises(AssertionError, match=r"ended with status [12]"), around.body_router(f"--plugin={text}"):
             pass
+
+
+class TestEnvoy:
+    """Behind the real Envoy, which routes by the headers."""
+
+    @pytest.fixture
+    def engines(self, around: World) -> Iterator[list[Engine]]:
+        """For two models, and for all others."""
+        with around.engines(3) as found:
+            yield found
+
+    def gateway(self, router: Picker, engines: list[Engine], mode: str) -> AbstractContextManager[Gateway]:
+        """Two routes by model, one for the rest."""
+        routes = tuple((MODEL, name, each.hostport) for name, each in zip(("one", "two"), engines, strict=False))
+        return envoy(
+            Setup((engines[2].hostport,), router.ports.grpc, mode, "NONE", tls=True, routes=routes),
+        )
+
+    @pytest.mark.parametrize(
+        "mode", [pytest.param("BUFFERED"), pytest.param("FULL_DUPLEX_STREAMED", marks=pytest.mark.differs(go=MODES))]
+    )
+    def test_each_model_has_its_engine(self, shared: Picker, engines: list[Engine], mode: str) -> None:
+        """The body's model decides which route is taken; the body arrives as it was."""
+        with self.gateway(shared, engines, mode) as gateway:
+            for model in ("one", "two", "three"):
+                sent = body(model=model, prompt="x" * 100_000)
+                assert gateway.ask(sent).document["model"] == model
+        assert [len(engine.seen) for engine in engines] == [1, 1, 1]
+        assert engines[2].seen[0].size == len(sent)
+
+    @pytest.mark.differs(go=ENDS)
+    def test_broken_json(self, shared: Picker, engines: list[Engine]) -> None:
+        """The client gets 400, and no engine sees it."""
+        with self.gateway(shared, engines, "BUFFERED") as gateway:
+            assert gateway.ask(b"{").status == 400
+        assert not any(engine.seen for engine in engines)
 
 
 class TestService:

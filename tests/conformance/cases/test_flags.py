@@ -76,8 +76,10 @@ LATEST: dict[str, tuple[str | None, str]] = {
     "metrics-cert-dir": (None, ""),
     "allow-experimental-plugins": (None, "true"),
 }
+HIDDEN = pytest.mark.differs(go="v1.3 hides it, as it is deprecated")
 ALL = [
     *(pytest.param(name, *each, id=name) for name, each in COMMON.items()),
+    pytest.param("model-server-metrics-port", None, "", id="model-server-metrics-port", marks=HIDDEN),
     *(pytest.param(name, *each, id=name, marks=pytest.mark.differs(go=LATER)) for name, each in LATEST.items()),
 ]
 

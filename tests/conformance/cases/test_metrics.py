@@ -248,6 +248,23 @@ class TestFigures:
         counted.reaches(NEW + "request_ttft_seconds_count", 1, model_name="first", streaming="true")
         counted.reaches(NEW + "request_ttft_seconds_count", 1, model_name="first", streaming="false")
 
+    @pytest.mark.differs(go=NEWER)
+    def test_time_between_tokens(self, picker: Picker, counted: Counted) -> None:
+        """One time per output token of a streamed answer, and one for each piece after the first."""
+        with talk(picker) as one:
+            one.ask(completion(model="paced", stream=True))
+            one.answer(STREAM[0] * 3 + STREAM[1], wire.EVENTS, pieces=4)
+            one.finish()
+        counted.reaches(NEW + "request_streaming_tpot_seconds_count", 1, model_name="paced")
+        counted.reaches(NEW + "request_streaming_itl_seconds_count", 3, model_name="paced")
+
+    @pytest.mark.differs(go=NEWER)
+    def test_own_work(self, picker: Picker, counted: Counted) -> None:
+        """The picker's own work on a request and on its answer is timed."""
+        served(picker, completion(), answer=usage(1, 1))
+        counted.reaches(NEW + "request_processing_duration_seconds_count", 1)
+        counted.reaches(NEW + "response_processing_duration_seconds_count", 1)
+
     def test_running(self, picker: Picker, counted: Counted) -> None:
         """A request in flight is running, and then it is not."""
         with talk(picker) as one:

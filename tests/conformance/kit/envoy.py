@@ -20,7 +20,7 @@ from conformance.kit.leftovers import folder
 from conformance.kit.picker import PickerError, Process
 from conformance.kit.wait import PATIENCE
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 SMALL, LARGE = 1 << 20, 128 << 20
 """Envoy's default limit of what it buffers, and one for whole prompts. Pieces of a body may be as large as it."""
 
@@ -37,6 +37,8 @@ class Setup:
     tls: bool = False
     subset: tuple[str, ...] = ()
     """Endpoints that the gateway allows; empty for no hint."""
+    routes: tuple[tuple[str, str, str], ...] = ()
+    """Header, its value, and the engine (``ip:port``) that requests with it go to, whatever else is said."""
     buffer_bytes: int = SMALL
     message_seconds: float = field(default_factory=lambda: PATIENCE.seconds)
     """How long Envoy waits for a reply, in the modes in which it does."""
@@ -146,12 +148,13 @@ def bootstrap(setup: Setup) -> dict[str, Any]:
         _processor(setup),
         {"name": "router", "typed_config": _typed("extensions.filters.http.router.v3.Router")},
     ]
-    route = {"match": {"prefix": "/"}, "route": {"cluster": "engines", "timeout": "120s"}}
+    routes = [_by_header(number, header, value) for number, (header, value, _) in enumerate(setup.routes)]
+    routes.append({"match": {"prefix": "/"}, "route": {"cluster": "engines", "timeout": "120s"}})
     manager = _typed(
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="conformance",
         http_protocol_options={"enable_trailers": True},
-        route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
         http_filters=filters,
     )
     listener = {
@@ -161,10 +164,16 @@ def bootstrap(setup: Setup) -> dict[str, Any]:
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
     clusters = [_engines(setup), _picker(setup)]
+    clusters += [_cluster(f"route-{number}", (engine,)) for number, (_, _, engine) in enumerate(setup.routes)]
     return {
         "admin": {"address": _address("127.0.0.1:0")},
         "static_resources": {"listeners": [listener], "clusters": clusters},
     }
+
+
+def _by_header(number: int, header: str, value: str) -> dict[str, Any]:
+    match = {"prefix": "/", "headers": [{"name": header, "string_match": {"exact": value}}]}
+    return {"match": match, "route": {"cluster": f"route-{number}", "timeout": "120s"}}
 
 
 def _processor(setup: Setup) -> dict[str, Any]:

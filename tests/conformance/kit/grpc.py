@@ -110,6 +110,10 @@ class Stream:
             return True
         return False
 
+    def peek(self, seconds: float = 0.25) -> bool:
+        """Whether there is a reply, or comes one within this time; it is still there to be received."""
+        return CLIENT.run(self._peek(seconds), seconds + 10)
+
     def close(self) -> None:
         """Leave, as Envoy does when the client goes away."""
         if self._open:
@@ -123,13 +127,17 @@ class Stream:
             await self._stream.end()
 
     async def _receive(self, seconds: float) -> ProcessingResponse:
+        if not await self._peek(seconds):
+            raise Silence(f"no reply within {seconds:g} s")
+        reading, self._reading = self._reading, None
+        assert reading is not None
+        return reading.result()
+
+    async def _peek(self, seconds: float) -> bool:
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._next())
         done, _ = await asyncio.wait([self._reading], timeout=seconds)
-        if not done:
-            raise Silence(f"no reply within {seconds:g} s")
-        reading, self._reading = self._reading, None
-        return reading.result()
+        return bool(done)
 
     async def _next(self) -> ProcessingResponse:
         try:

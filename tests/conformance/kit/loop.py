@@ -15,7 +15,7 @@ class Loop:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name=name, daemon=True).start()
 
-    def run[T](self, work: Coroutine[object, object, T], seconds: float = 30.0) -> T:
+    def run[T](self, work: Coroutine[object, object, T], seconds: float = 90.0) -> T:
         """Run to the end and return the result; raises what the coroutine raises, or TimeoutError."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:

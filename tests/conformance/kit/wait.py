@@ -18,7 +18,7 @@ class Patience:
     seconds: float
 
 
-LONG, SHORT = 10.0, 1.0
+LONG, SHORT = 30.0, 1.0
 PATIENCE = Patience(LONG)
 
 

@@ -39,4 +39,4 @@ def test_an_installed_artifact_checks_the_platform(core: str, python: str, kubec
     assert "unreachable=0" in recap
     for task in ("epp : Apply the endpoint pickers", "litellm : Apply LiteLLM"):
         assert f"TASK [inferops.cluster.{task}]" in done.stdout
-    assert "WARNING" not in done.stdout + done.stderr
+    assert "DEPRECATION WARNING" not in done.stdout + done.stderr

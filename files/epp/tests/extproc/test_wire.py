@@ -143,6 +143,10 @@ class TestReading:
         assert incoming._TAGS[found.kind << 3 | 2] == found.kind
         assert found.body == getattr(whole, whole.WhichOneof("request")).body
 
+    def test_unwanted_headers_are_skipped(self, wire: Any) -> None:
+        message = read(wire.headers().SerializeToString())
+        assert message.headers(frozenset((b":path",))) == {":path": message.headers()[":path"]}
+
     def test_a_repeated_header_has_commas(self) -> None:
         headers = [HeaderValue(key="x", raw_value=value) for value in (b"a", b"b", b"c")]
         message = ProcessingRequest(response_headers=HttpHeaders(headers=HeaderMap(headers=headers)))

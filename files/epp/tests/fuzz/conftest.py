@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "30"))
-TARGETS = 8
+TARGETS = 10
 LONGEST = 5.0
 """Seconds that one example may take, on a machine that is busy."""
 GROWTH = 64 * 2**20

@@ -13,7 +13,7 @@ import pytest
 from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.model import Decision, Endpoint, EndpointMetrics, InferenceRequest
-from epp.observe import Recorder
+from epp.observe import PoolView, Recorder
 from epp.scheduling import Plugin, PrefixMatch, Scheduler
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -51,9 +51,9 @@ class Rig:
         self.datastore = Datastore("pool")
         self.datastore.replace(endpoints)
         self.endpoints = list(self.datastore.endpoints())
-        self.scheduler = Scheduler.from_config(
-            self.cfg, plugins.registry(), self.datastore, Recorder("pool"), seed=seed
-        )
+        self.recorder = Recorder()
+        self.recorder.watch_pool(PoolView("pool", self.datastore.endpoints, 2.0, str))
+        self.scheduler = Scheduler.from_config(self.cfg, plugins.registry(), self.datastore, self.recorder, seed=seed)
 
     def send(self, request: InferenceRequest) -> Decision:
         """As the director does it; the request stays in flight."""

@@ -9,6 +9,7 @@ import struct
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from epp.config import ConfigError
 from epp.model import Charge, Endpoint, Rejection
@@ -115,6 +116,28 @@ class TestDisaggProfileHandler:
     def test_deciders_must_be_deciders(self, kit: Any) -> None:
         with pytest.raises(ConfigError, match="is not a Decider"):
             kit.rig(split(ALWAYS.replace("always-disagg-pd-decider", "prefill-filter")), [])
+
+
+@pytest.mark.parametrize(
+    ("handler", "roles", "prompt", "stages"),
+    [
+        (BOTH, ("encode", "prefill", "decode"), picture(), "encode-prefill-decode"),
+        (BOTH, ("encode", "prefill", "decode"), b"text", "prefill-decode"),
+        (BOTH, ("encode", "decode"), picture(), "encode-decode"),
+        (BOTH, ("decode",), picture(), "decode-only"),
+        ("{type: pd-profile-handler}", ("prefill", "decode"), b"text", "prefill-decode"),
+        ("{type: pd-profile-handler}", ("decode",), b"text", "decode-only"),
+    ],
+)
+def test_decisions_are_counted(kit: Any, handler: str, roles: tuple[str, ...], prompt: bytes, stages: str) -> None:
+    rig = kit.rig(split(handler, DECIDERS), pods(kit, *roles))
+    rig.send(kit.ask(prompt))
+    kind = str(rig.cfg.plugin(rig.cfg.profile_handler).type)
+    labels = {"plugin_name": kind, "plugin_type": kind, "model_name": "m", "decision_type": stages}
+    families = {family.name: family for family in text_string_to_metric_families(rig.recorder.render().decode())}
+    disagg, older = (families[f"llm_d_epp_{name}_decision"].samples for name in ("disagg", "pd"))
+    assert [(sample.labels, sample.value) for sample in disagg] == [(labels, 1.0)]
+    assert [sample.labels for sample in older] == ([labels] if kind == "pd-profile-handler" else [])
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,16 @@ def test_answers_are_in_flight_when_they_are_asked_for(kit: Any) -> None:
     assert rig.send(kit.ask(b"z" * 40)).endpoints[0] is not first, "one short request is less than one long one"
 
 
+def test_what_is_in_flight_is_on_the_metrics_page(kit: Any) -> None:
+    rig = kit.rig("plugins:\n- type: token-load-scorer\n", kit.endpoints(2))
+    chosen = rig.send(kit.ask(b"x" * 400)).endpoints[0]
+    page = rig.recorder.render().decode()
+    for pod in rig.endpoints:
+        labels = f'{{endpoint_name="{pod.name}",namespace="ns"}}'
+        assert f"llm_d_epp_inflight_requests{labels} {float(pod is chosen)}\n" in page
+        assert f"llm_d_epp_inflight_tokens{labels} {100.0 * (pod is chosen)}\n" in page
+
+
 class TestNoHitLru:
     CONFIG = "plugins:\n- type: no-hit-lru-scorer\n- type: max-score-picker\n"
 

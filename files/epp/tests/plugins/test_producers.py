@@ -343,6 +343,8 @@ class TestReporter:
             ('[{key: {name: a}, expression: ""}]', "expression is empty"),
             ("[{key: {name: a}, expression: usage. +}]", "is not CEL: line 1, column 8"),
             ("[{key: {name: a}, expression: '1', condition: '('}]", "is not CEL"),
+            ("[{key: {name: a}, expression: useage.total_tokens}]", "names something else than usage"),
+            ("[{key: {name: a}, expression: 'cost(usage)'}]", "names something else than usage"),
         ],
     )
     def test_mistakes(self, kit: Any, attributes: str, message: str) -> None:

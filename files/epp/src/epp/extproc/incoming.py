@@ -67,17 +67,17 @@ class Incoming:
         self._rest = len(data)
         """Where the context begins."""
 
-    def headers(self) -> dict[str, str]:
+    def headers(self, wanted: frozenset[bytes] | None = None) -> dict[str, str]:
         """Header names (Envoy sends them in lower case) to values; of a repeated header the values with commas.
 
-        Raises google.protobuf.message.DecodeError, as :meth:`context` does.
+        Names that are not ``wanted`` may be left out. Raises google.protobuf.message.DecodeError, as :meth:`context`.
         """
         if not self._headers:
             return {}
         found = None
         if self._headers != _BY_PROTOBUF:
             try:
-                found = _headers(self._data, self._headers, self._stop)
+                found = _headers(self._data, self._headers, self._stop, wanted)
             except (IndexError, UnicodeDecodeError):
                 found = None
         return _any_headers(ProcessingRequest.FromString(self._data)) if found is None else found
@@ -155,7 +155,7 @@ def _http_headers(kind: int, data: bytes, at: int, stop: int) -> Incoming | None
     return message
 
 
-def _headers(data: bytes, at: int, stop: int) -> dict[str, str] | None:
+def _headers(data: bytes, at: int, stop: int, wanted: frozenset[bytes] | None) -> dict[str, str] | None:
     """The entries of a HeaderMap between two offsets; None if they are not in Envoy's form."""
     found: dict[str, str] = {}
     while at < stop:
@@ -170,7 +170,11 @@ def _headers(data: bytes, at: int, stop: int) -> dict[str, str] | None:
         if end > stop or data[at] != 0x0A or length >= 0x80:
             return None
         at += 2
-        key = data[at : at + length].decode()
+        name = data[at : at + length]
+        if wanted is not None and name not in wanted:
+            at = end
+            continue
+        key = name.decode()
         at += length
         value = ""
         if at < end:

@@ -29,7 +29,7 @@ from epp.extproc import messages as m
 from epp.extproc import replies as r
 from epp.extproc.incoming import Incoming
 from epp.extproc.messages import BodyMode
-from epp.extproc.response import ResponsePhase
+from epp.extproc.response import ANSWER_HEADERS, ResponsePhase
 from epp.model import Immediate, Rejection
 from epp.requests import replace_model
 
@@ -118,7 +118,7 @@ class StreamMachine:
             return self._request_headers(message)
         if kind == incoming.RESPONSE_HEADERS:
             more = self.on_response(message.context().served)
-            return self._answer().headers(message.headers(), message.end_of_stream, more)
+            return self._answer().headers(message.headers(ANSWER_HEADERS), message.end_of_stream, more)
         if kind == incoming.REQUEST_TRAILERS:
             return self._request_trailers()
         if kind == incoming.RESPONSE_TRAILERS:

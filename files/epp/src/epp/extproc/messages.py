@@ -35,7 +35,10 @@ class BodyMode(IntEnum):
 
 def first_header(headers: Mapping[str, str], names: tuple[str, ...]) -> str:
     """The value of the first of ``names`` that is present and not empty."""
-    return next((value for name in names if (value := headers.get(name))), "")
+    for name in names:
+        if value := headers.get(name):
+            return value
+    return ""
 
 
 def prefers(headers: Mapping[str, str], preference: str) -> bool:

@@ -125,6 +125,10 @@ class Figures:
         text = "Models that an InferenceModelRewrite has put in place of others."
         views = (view("inference_extension_" + name, text, *by), view(_CANONICAL + name, text, *by))
         self.rewrites = Figure(by, views, counter=True)
+        stages = ("plugin_name", "plugin_type", "model_name", "decision_type")
+        text = "Requests by the stages that were given to endpoints of their own."
+        self.disagg = Figure(stages, (view(_CANONICAL + "disagg_decision_total", text, *stages),), counter=True)
+        self.pd = Figure(stages, (view(_CANONICAL + "pd_decision_total", text, *stages),), counter=True)
         text = "The version of this EPP."
         info = ("commit", "build_ref")
         views = (view("inference_extension_info", text, *info), view(_CANONICAL + "info", text, *info))
@@ -151,6 +155,11 @@ class Figures:
                 view(_CANONICAL + "per_endpoint_queue_size", text, "name", "model_server_endpoint"),
             ),
         )
+        place = ("endpoint_name", "namespace")
+        text = "Requests to an endpoint whose answers have not ended."
+        self.inflight_requests = Figure(place, (view(_CANONICAL + "inflight_requests", text, *place),))
+        text = "Estimated tokens that those requests still cost it."
+        self.inflight_tokens = Figure(place, (view(_CANONICAL + "inflight_tokens", text, *place),))
         text = "Readings of endpoints' metrics that failed."
         name = _CANONICAL + "datalayer_poll_errors_total"
         self.poll_errors = Figure(("source_type",), (view(name, text, "source_type"),), counter=True)

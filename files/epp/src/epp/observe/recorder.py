@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,7 +16,10 @@ from prometheus_client.core import Metric
 from epp.model import Endpoint, Usage
 from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
+from epp.observe.series import Buckets
 
+PD_HANDLER = "pd-profile-handler"
+"""The plugin whose decisions have a metric of their own, too."""
 MAX_VALUES = 256
 """Different values of one label that comes from clients; further ones count as ``other``. Each model name costs some
 500 lines of every page, so the reference's bound of 1000 would make pages of 60 MB."""
@@ -141,6 +145,7 @@ class Recorder:
         self._priorities: set[str] = set()
         self._pools: dict[str, PoolView] = {}
         self._prefix_sizes: dict[tuple[str, str], int] = {}
+        self._plugins: dict[tuple[str, str, str], Buckets] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -212,7 +217,12 @@ class Recorder:
 
     def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
         """One call of one plugin."""
-        self.figures.plugins.histogram(extension_point, plugin_type, name).observe(seconds)
+        key = (extension_point, plugin_type, name)
+        found = self._plugins.get(key)
+        if found is None:
+            found = self._plugins[key] = self.figures.plugins.histogram(*key)
+        found.counts[bisect_left(found.bounds, seconds)] += 1  # ten times per request: without a call of observe()
+        found.total += seconds
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes that the chosen endpoint was believed to hold of a prompt, and the bytes of the prompt."""
@@ -224,8 +234,13 @@ class Recorder:
     def prefix_index_size(self, name: str, entries: int, pool: str = "") -> None:
         """Entries in the prefix index of a plugin now; those of several pools add up."""
         self._prefix_sizes[pool, name] = entries
-        total = sum(size for (_, plugin), size in self._prefix_sizes.items() if plugin == name)
-        self.figures.prefix_size.value(name, "approx-prefix-cache-producer").set(total)
+
+    def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
+        """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
+        model = _bounded(model or "unknown", self._models)
+        self.figures.disagg.value(name, plugin_type, model, decision).add()
+        if plugin_type == PD_HANDLER:
+            self.figures.pd.value(name, plugin_type, model, decision).add()
 
     def program_waited(self, program: str, mean_ms: float, evenness: float) -> None:
         """Mean wait of a program's requests, and Jain's fairness index over the mean waits of all programs."""
@@ -275,17 +290,25 @@ class Recorder:
             yield from figure.collect()
 
     def _measure(self) -> None:
-        self.figures.queue.clear()
+        for figure in (self.figures.queue, self.figures.inflight_requests, self.figures.inflight_tokens):
+            figure.clear()
         for refresh in self.before_reading:
             refresh()
         for view in self._pools.values():
             self._measure_pool(view)
+        totals: dict[str, int] = {}
+        for (_, name), size in self._prefix_sizes.items():
+            totals[name] = totals.get(name, 0) + size
+        for name, total in totals.items():
+            self.figures.prefix_size.value(name, "approx-prefix-cache-producer").set(total)
 
     def _measure_pool(self, view: PoolView) -> None:
         endpoints = view.endpoints()
         now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
+            figures.inflight_requests.value(endpoint.name, endpoint.namespace).set(endpoint.inflight)
+            figures.inflight_tokens.value(endpoint.name, endpoint.namespace).set(endpoint.inflight_tokens)
             metrics = endpoint.metrics
             if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
@@ -310,6 +333,7 @@ class PoolRecorder:
         self.scheduled = recorder.scheduled
         self.plugin = recorder.plugin
         self.prefix_match = recorder.prefix_match
+        self.disaggregated = recorder.disaggregated
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
         self.program_gone = recorder.program_gone

@@ -23,17 +23,17 @@ from epp.scheduling.api import Context, Decider, Profile, ProfileHandler, param
 class StageProfiles:
     """The profiles' names."""
 
-    decode: str = param(disaggregation.DECODE)
-    prefill: str = param(disaggregation.PREFILL)
-    encode: str = param(disaggregation.ENCODE)
+    decode: str = param(disaggregation.DECODE, doc="profile whose endpoint answers")
+    prefill: str = param(disaggregation.PREFILL, doc="profile whose endpoint computes the prompt")
+    encode: str = param(disaggregation.ENCODE, doc="profile whose endpoints encode images, videos and audio")
 
 
 @dataclass(frozen=True)
 class StageDeciders:
     """The deciders' names."""
 
-    prefill: str = param("", plugin=Decider)
-    encode: str = param("", plugin=Decider)
+    prefill: str = param("", plugin=Decider, doc="decides whether to prefill elsewhere; without one never")
+    encode: str = param("", plugin=Decider, doc="decides whether to encode elsewhere; without one never")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class DisaggProfileHandler(ProfileHandler):
     def __init__(self, name: str, parameters: DisaggProfileHandlerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
         self._names = parameters.profiles
+        self._recorder = context.recorder
         deciders = parameters.deciders
         self._stages = [
             (profile, decider)
@@ -81,3 +82,5 @@ class DisaggProfileHandler(ProfileHandler):
         """Headers, and who has how much to do."""
         disaggregation.set_headers(decision, self._names.prefill, self._names.encode)
         disaggregation.charge(request, decision, self._names.prefill, self._names.encode)
+        used = disaggregation.stages(decision, self._names.prefill, self._names.encode)
+        self._recorder.disaggregated(self.TYPE, self.name, request.target_model or request.model, used)

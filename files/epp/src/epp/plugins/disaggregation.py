@@ -33,6 +33,12 @@ def charge(request: InferenceRequest, decision: Decision, prefill: str, encode: 
     decision.charges = tuple(charges)
 
 
+def stages(decision: Decision, prefill: str, encode: str) -> str:
+    """What a request came to, in the words of the reference's metric."""
+    used = [name for name, profile in (("encode", encode), ("prefill", prefill)) if decision.profiles.get(profile)]
+    return "-".join([*used, "decode"]) if used else "decode-only"
+
+
 def through_port(decision: Decision, port: int) -> None:
     """Send the request to ``port`` of the chosen pods; a header tells the proxy there which rank is meant."""
     decision.headers[DATA_PARALLEL_HEADER] = decision.endpoints[0].hostport

@@ -49,6 +49,7 @@ class PdProfileHandler(ProfileHandler):
     def __init__(self, name: str, parameters: PdProfileHandlerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
         self._parameters = parameters
+        self._recorder = context.recorder
         wanted = parameters.decider_plugin_name
         plugin = context.plugin(wanted) if wanted else context.first(PrefixBasedPDDecider)
         self._decider = plugin if isinstance(plugin, Decider) else None
@@ -74,6 +75,8 @@ class PdProfileHandler(ProfileHandler):
     def process_results(self, request: InferenceRequest, decision: Decision) -> None:
         """Who has how much to do, and through which port."""
         disaggregation.charge(request, decision, self._parameters.prefill_profile, "")
+        used = disaggregation.stages(decision, self._parameters.prefill_profile, "")
+        self._recorder.disaggregated(self.TYPE, self.name, request.target_model or request.model, used)
         if self._parameters.primary_port:
             disaggregation.through_port(decision, self._parameters.primary_port)
 

@@ -46,7 +46,7 @@ class Attribute:
         if not self.expression:
             raise ValueError("expression is empty; write one over usage, like usage.total_tokens")
         for text in filter(None, (self.expression, self.condition)):
-            _compile(text)
+            _check(text)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,16 @@ class RequestAttributeReporter(Reporter):
             raise ValueError("the expression gives true or false, and not a number")
         whole = float(int(value))
         return {self._key.namespace: {self._key.name: whole}} if whole else {}
+
+
+def _check(text: str) -> None:
+    """Raises ValueError for what is not CEL, or names what does not exist. Other mistakes depend on the figures."""
+    program = _compile(text)
+    try:
+        program(Usage(3, 2, 1))
+    except Exception as error:
+        if "undeclared reference" in str(error):
+            raise ValueError(f"{text!r} names something else than usage and CEL's own functions") from None
 
 
 def _compile(text: str) -> Callable[[Usage], float | bool]:

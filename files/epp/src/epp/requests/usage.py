@@ -88,7 +88,7 @@ class UsageTail:
         last = _readable(reversed(found))
         if last is None:
             return None
-        first = _readable(found)
+        first = last if len(found) == 1 else _readable(found)
         assert first is not None
         return _usage(first, last)
 
@@ -128,4 +128,7 @@ def _usage(first: _Counts, last: _Counts) -> Usage:
 
 def _known(*counts: int | None) -> int:
     """The first count above 0; 0 for none."""
-    return next((count for count in counts if count is not None and count > 0), 0)
+    for count in counts:
+        if count is not None and count > 0:
+            return count
+    return 0

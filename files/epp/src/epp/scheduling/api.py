@@ -112,6 +112,9 @@ class SchedulingRecorder(Protocol):
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries (block, endpoint) in a prefix index now."""
 
+    def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
+        """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
+
     def program_waited(self, program: str, mean_ms: float, evenness: float) -> None:
         """Mean wait of a program's requests, and Jain's fairness index over the mean waits of all programs."""
 

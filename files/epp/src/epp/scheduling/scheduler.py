@@ -56,6 +56,7 @@ class Scheduler:
         self._recorder = builder.recorder
         self._datastore = builder.datastore
         self._profiles = [_runner(spec, builder, self._failures) for spec in cfg.profiles]
+        self._by_name = {profile.name: profile for profile in self._profiles}
         handler = builder.plugin(cfg.profile_handler)
         detector = builder.plugin(cfg.saturation_detector)
         assert isinstance(handler, ProfileHandler)
@@ -68,7 +69,9 @@ class Scheduler:
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
         self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
-        self._hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
+        hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
+        self._hooks = [each for each in hooks if type(each).pre_request is not RequestHook.pre_request]
+        self._completed = [each for each in hooks if type(each).response_complete is not RequestHook.response_complete]
         self.responders = [plugin for plugin in plugins if isinstance(plugin, Responder)]
         self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
@@ -161,7 +164,7 @@ class Scheduler:
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
-        for hook in self._hooks:
+        for hook in self._completed:
             started = time.perf_counter()
             try:
                 hook.response_complete(request, decision, usage)
@@ -238,15 +241,15 @@ class Scheduler:
                 raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
     def _profile(self, name: str) -> ProfileRunner:
-        return next(profile for profile in self._profiles if profile.name == name)
+        return self._by_name[name]
 
 
 def cached_prefix(request: InferenceRequest, endpoint: Endpoint) -> bool:
     """Whether any producer believes that the endpoint holds the beginning of the prompt in its prefix cache."""
-    return any(
-        isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH) and value.blocks.get(endpoint, 0) > 0
-        for key, value in request.attributes.items()
-    )
+    for key, value in request.attributes.items():
+        if isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH) and value.blocks.get(endpoint, 0) > 0:
+            return True
+    return False
 
 
 def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:

@@ -177,7 +177,7 @@ class Stream:
         except Exception as error:
             self._failed(error)
             return
-        if isinstance(answers, Coroutine):
+        if type(answers) is not tuple and isinstance(answers, Coroutine):  # most are tuples, and an ABC is slow to ask
             self._task = asyncio.get_running_loop().create_task(answers)
             self._task.add_done_callback(self._decided)
         else:
