@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from .state import State
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(3600)]
 
 POINTS = int(os.environ.get("CHAOS_POINTS", "2"))
+DURING = 3.0  # seconds from the beginning of a task in which the kill falls
 FROM_NOTHING = 4  # with as many points or more, the last one is an installation
 SEED = int(os.environ.get("CHAOS_SEED") or time.time_ns() % 1_000_000)
 Json = dict[str, Any]
@@ -54,24 +56,29 @@ class Chaos:
         self.goals = {"first": first, "second": second}
         self._moments = random.Random(SEED)
         self._states: dict[str, tuple[dict[str, Json], set[str]]] = {}
-        self._seconds: dict[str, float] = {}
+        self._work: dict[str, tuple[int, int]] = {}  # numbers of the first and the last task that change something
 
     def measure(self, now: str, goal: str) -> None:
-        """Without interruption: the state to compare with, and how long there is work to interrupt."""
-        self._seconds[now] = self._ansible.site(variables=self.goals[goal]).seconds
+        """Without interruption: the state to compare with, and where there is work to interrupt."""
+        output = self._ansible.site(variables=self.goals[goal]).output
+        parts = re.split(r"^TASK \[", output, flags=re.MULTILINE)[1:]
+        changing = [number for number, part in enumerate(parts, start=1) if "\nchanged: " in part]
+        self._work[now] = (changing[0], changing[-1])
         self._states[goal] = (self._state.applied(), self._state.names())
 
     def interrupt(self, now: str, goal: str) -> str:
         """Kill a run at a random moment, run again, and compare; what happened, as a line."""
-        usual = self._seconds.get(now) or max(self._seconds.values())
-        moment = self._moments.uniform(0.5, usual)
-        task = self._ansible.interrupt(moment, self.goals[goal])
+        number, seconds = (
+            self._moments.randint(*self._work.get(now, self._work["first"])),
+            self._moments.uniform(0, DURING),
+        )
+        task = self._ansible.interrupt(number, seconds, self.goals[goal])
         repeated = self._ansible.site(variables=self.goals[goal])
         applied, names = self._states[goal]
         assert differences(applied, self._state.applied()) == []
         assert names ^ self._state.names() == set()
         return (
-            f"{now} -> {goal}, killed after {moment:.1f} s of {usual:.0f} at {task!r}; "
+            f"{now} -> {goal}, killed {seconds:.2f} s into task {number} (then at {task!r}); "
             f"then {repeated.changed} tasks changed something"
         )
 
