@@ -32,7 +32,7 @@ start of `ansible-playbook`. `kubectl` is `kubectl apply --server-side` of one f
 | | |
 |---|---|
 | cluster | Kubernetes {cluster}, API server and etcd on the same machine |
-| machine | {cpus} cores ({model}); load average {load} at the end, so other work ran beside |
+| machine | {cpus} cores ({model}); load average {load} at the end (about 2 are the benchmark's own) |
 | software | ansible-core {core}, kubernetes.core {collection}, Python {python} |
 """
 

@@ -9,8 +9,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +91,7 @@ class Outcome:
 class Tool:
     """One way to bring objects to their state.
 
-    ``manager`` is the field manager it writes as; ``rounds`` bounds how often so many objects are measured, for what
-    takes minutes.
+    ``manager`` is the field manager it writes as; ``slow`` are numbers of objects that take it minutes, measured once.
     """
 
     name: str
@@ -100,7 +99,7 @@ class Tool:
     run: Callable[[str, Path, list[Json]], Outcome]
     largest: int = sys.maxsize  # objects; more take too long
     states: tuple[str, ...] = ("unchanged", "drifted")
-    rounds: Mapping[int, int] = field(default_factory=dict)
+    slow: tuple[int, ...] = ()
 
 
 def _playbook(kubeconfig: str, folder: Path, tasks: list[Json]) -> Outcome:
@@ -178,4 +177,4 @@ def _versions(program: str, kubeconfig: str, items: list[Json]) -> list[str]:
 # The quickest first: what the time does not suffice for is left out.
 APPLY_SET = Tool("apply_set", "inferops.cluster", _apply_set)
 K8S_LIST = Tool("k8s, a list", "kubernetes-core", _k8s_list)
-K8S_TASKS = Tool("k8s, a task per object", "kubernetes-core", _k8s_tasks, largest=200, rounds={200: 1})
+K8S_TASKS = Tool("k8s, a task per object", "kubernetes-core", _k8s_tasks, largest=200, slow=(200,))

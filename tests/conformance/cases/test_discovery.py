@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ class TestPods:
         for ready in (False, True) * 5:
             around.space.pod_status(pool.pod(0), ready=ready)
             began = time.monotonic()
-            eventually(lambda wanted=ready: isinstance(ask(found, hint=pool.hostports[:1]), Routed) is wanted)
+            eventually(lambda: isinstance(ask(found, hint=pool.hostports[:1]), Routed), partial(eq, ready))
             times[ready].append(time.monotonic() - began)
         assert max(min(times[False]), min(times[True])) < 1.0, times
 

@@ -257,6 +257,7 @@ class TestWithoutMetrics:
             pool.engines[0].show(waiting=400)
             goes_to(found, {silent})
             pool.engines[0].show(waiting=0)
+            goes_to(found, {full, silent})
             with contextlib.ExitStack() as stack:
-                eventually(lambda: set(open_streams(found, 12, stack)) == {full, silent})
+                assert set(open_streams(found, 20, stack)) == {full, silent}
                 eventually(lambda: route(found).destination == full)

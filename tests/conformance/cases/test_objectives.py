@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conformance.kit.cluster import LLM_D, NEW, definition
+from conformance.kit.cluster import LLM_D, NEW, OLD, definition
 from conformance.kit.picker import Picker
 from conformance.kit.talk import fresh, refuse, route, served
 from conformance.kit.wait import eventually
@@ -223,3 +223,93 @@ def test_the_pool_is_named_in_full(around: World, main_pool: Pool, picker: Picke
     ):
         eventually(lambda: shed(picker, "native"))
         assert taken(picker, "foreign")
+
+
+GONE = "v1.3 no longer knows InferenceModel"
+
+
+def model(name: str, *targets: tuple[str, int], pool: str = "modelled", **more: Any) -> dict[str, Any]:
+    """The spec of an InferenceModel."""
+    found = {"modelName": name, "poolRef": {"group": NEW, "name": pool}, **more}
+    if targets:
+        found["targetModels"] = [{"name": each, "weight": weight} for each, weight in targets]
+    return found
+
+
+@pytest.fixture(scope="module")
+def modelled(around: World) -> Iterator[Picker]:
+    """A cluster that has InferenceModels, and a picker whose only engine is saturated."""
+    with (
+        definition(around.api, OLD, "v1alpha2", "InferenceModel"),
+        around.pool("modelled", engines=1) as pool,
+        around.picker("modelled") as found,
+    ):
+        pool.show({"waiting": 99, "kv": 0.99})
+        eventually(lambda: found.metrics().value("inference_pool_per_pod_queue_size", name="modelled") == 99)
+        yield found
+
+
+def dropped(found: Picker, name: str, objective: str = "") -> bool:
+    """Whether a request for this model is shed."""
+    headers = {"x-gateway-inference-objective": objective} if objective else {}
+    return refuse(found, fresh(name), headers).status == 429
+
+
+@pytest.mark.differs(go=GONE)
+class TestInferenceModel:
+    """The older resource (v1alpha2)."""
+
+    def test_criticality(self, around: World, modelled: Picker) -> None:
+        """Sheddable models are shed while the pool is saturated; others are not."""
+        with (
+            around.resource("InferenceModel", "c", model("critical", criticality="Critical")),
+            around.resource("InferenceModel", "s", model("standard", criticality="Standard")),
+            around.resource("InferenceModel", "p", model("plain")),
+            around.resource("InferenceModel", "b", model("batch", criticality="Sheddable")),
+        ):
+            eventually(lambda: dropped(modelled, "batch"))
+            for name in ("critical", "standard", "plain", "nobody's"):
+                assert route(modelled, fresh(name)).destination
+        eventually(lambda: route(modelled, fresh("batch")).destination)
+
+    def test_its_priority_is_told(self, around: World, modelled: Picker) -> None:
+        """A critical model has priority 1."""
+        with around.resource("InferenceModel", "told", model("told", criticality="Critical")):
+            name, labels = "llm_d_epp_request_total", {"model_name": "told", "priority": "1"}
+            eventually(lambda: route(modelled, fresh("told")) and modelled.metrics().value(name, **labels))
+
+    def test_an_objective_goes_before_it(self, around: World, modelled: Picker) -> None:
+        """Who names an objective has that one's priority."""
+        with (
+            around.objective("modelled", "modelled-batch", -1),
+            around.resource("InferenceModel", "vip", model("vip", criticality="Critical")),
+        ):
+            eventually(lambda: dropped(modelled, "vip", "modelled-batch"))
+            assert route(modelled, fresh("vip")).destination
+
+    def test_targets(self, around: World, modelled: Picker) -> None:
+        """Requests are split among the targets by their weights."""
+        with around.resource("InferenceModel", "split", model("chat", ("chat-v1", 80), ("chat-v2", 20))):
+            eventually(lambda: target(modelled, "chat") != "chat")
+            counted = collections.Counter(target(modelled, "chat") for _ in range(100))
+        assert counted["chat-v1"] + counted["chat-v2"] == 100
+        assert 4 <= counted["chat-v2"] <= 40, counted
+
+    def test_rewrites(self, around: World, modelled: Picker) -> None:
+        """It goes before a rewrite for all models, and behind one for just this model."""
+        with (
+            around.resource("InferenceModelRewrite", "all", rewrite("modelled", rule(None, ("any", 1)))),
+            around.resource("InferenceModel", "own", model("own", ("own-v1", 1))),
+        ):
+            eventually(lambda: target(modelled, "own") == "own-v1" and target(modelled, "other") == "any")
+            with around.resource("InferenceModelRewrite", "one", rewrite("modelled", rule("own", ("own-v2", 1)))):
+                eventually(lambda: target(modelled, "own") == "own-v2")
+
+    def test_another_pool(self, around: World, modelled: Picker) -> None:
+        """One for another pool is not for this one."""
+        with (
+            around.resource("InferenceModel", "theirs", model("shared", ("theirs", 1), pool="another")),
+            around.resource("InferenceModel", "witness", model("seen", ("seen-v1", 1))),
+        ):
+            eventually(lambda: target(modelled, "seen") == "seen-v1")
+            assert target(modelled, "shared") == "shared"

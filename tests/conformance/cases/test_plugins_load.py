@@ -163,6 +163,14 @@ class TestTokenLoad:
         assert served(found, body, hint=[pool.hostports[1]]).destination == pool.hostports[1]
         assert goes_to(found, {pool.hostports[1]}, lambda: body)
 
+    def test_it_is_on_the_metrics_page(self, configured: Pickers, pool: Pool) -> None:
+        """What an engine has in flight is a metric: requests and tokens."""
+        found = configured(self.CONFIG)
+        with in_flight(found, long_prompt(), hint=[pool.hostports[0]]):
+            page = eventually(found.metrics, lambda page: page.value("llm_d_epp_inflight_requests") == 1)
+            assert 9_000 < page.value("llm_d_epp_inflight_tokens") < 12_000
+        eventually(lambda: found.metrics().value("llm_d_epp_inflight_tokens") == 0)
+
 
 class TestLoadAware:
     @pytest.mark.parametrize(("threshold", "best"), [(128, 0), (64, 1)])

@@ -82,6 +82,14 @@ class TestThreeStages:
         assert outcome.headers[PREFILL] == labelled.hostports[1]
         assert removed(outcome) == {ENCODE}
 
+    def test_stages_are_counted(self, by_label: Pickers, labelled: Pool) -> None:
+        """The metrics say which stages were given to engines of their own."""
+        found = by_label(THREE)
+        name = "llm_d_epp_disagg_decision_total"
+        before = found.metrics().value(name, decision_type="encode-prefill-decode")
+        route(found, picture(), path=CHAT)
+        eventually(lambda: found.metrics().value(name, decision_type="encode-prefill-decode") == before + 1)
+
     def test_nobody_prefills(self, by_label: Pickers, labelled: Pool) -> None:
         """Without anybody to prefill, the decoding engine does it all."""
         hint = [labelled.hostports[0]]

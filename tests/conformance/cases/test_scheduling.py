@@ -166,6 +166,13 @@ class TestLora:
         pool.show({**full, "waiting_adapters": ("a",)}, full, {"adapters": ("b",), "max_adapters": 2})
         assert goes_to(pickers(self.CONFIG), {pool.hostports[2]}, lambda: fresh("a"))
 
+    def test_the_newest_series_counts(self, pickers: Pickers, pool: Pool) -> None:
+        """Of several series that an engine leaves standing the one with the largest value is true."""
+        former = (("a",), ("a", "b"))
+        stale = {"adapters": ("b", "c"), "max_adapters": 2, "former_adapters": former}
+        pool.show(stale, {**stale, "adapters": ("a", "c"), "former_adapters": (("b",), ("c",))}, stale)
+        assert goes_to(pickers(self.CONFIG), {pool.hostports[1]}, lambda: fresh("a"))
+
     def test_the_target_counts(self, pickers: Pickers, pool: Pool) -> None:
         """The adapter is the model after a rewrite."""
         pool.show(*({"adapters": each, "max_adapters": 1} for each in (("asked",), ("target",), ("c",))))

@@ -52,6 +52,8 @@ class Gauges:
     """Share of the KV cache in use, 0 to 1."""
     adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    former_adapters: tuple[tuple[str, ...], ...] = ()
+    """What ran before: series that an engine leaves standing, with the time at which they were true."""
     max_adapters: int = 0
     """0 leaves LoRA out of the page."""
     block_size: int = 16
@@ -130,12 +132,14 @@ class Engine:
         cache = {"block_size": str(shown.block_size), "num_gpu_blocks": str(shown.blocks)}
         lines.append(_gauge(names["cache"], cache, 1))
         if shown.max_adapters:
-            adapters = {
-                "max_lora": str(shown.max_adapters),
-                "running_lora_adapters": ",".join(shown.adapters),
-                "waiting_lora_adapters": ",".join(shown.waiting_adapters),
-            }
-            lines.append(_gauge(names["lora"], adapters, time.time()))
+            now, series = time.time(), [_adapters(shown, each, ()) for each in shown.former_adapters]
+            # The one that counts stands amid the others: neither the first nor the last is the newest.
+            newest = len(series) // 2
+            series.insert(newest, _adapters(shown, shown.adapters, shown.waiting_adapters))
+            lines += [
+                _gauge(names["lora"], each, now if number == newest else now - 100 - number)
+                for number, each in enumerate(series)
+            ]
         return "".join(lines)
 
     async def _start(self) -> None:
@@ -185,6 +189,15 @@ class Engine:
         last = {**answer, "choices": [], "usage": usage}
         await response.write(b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")
         return response
+
+
+def _adapters(shown: Gauges, running: tuple[str, ...], waiting: tuple[str, ...]) -> dict[str, str]:
+    """The labels that tell which adapters run and wait."""
+    return {
+        "max_lora": str(shown.max_adapters),
+        "running_lora_adapters": ",".join(running),
+        "waiting_lora_adapters": ",".join(waiting),
+    }
 
 
 def _gauge(name: str, labels: dict[str, str], value: float) -> str:

@@ -22,6 +22,7 @@ from .state import State
 
 ROOT = Path(__file__).parents[3]
 RECAP = re.compile(r"^localhost\s.*?changed=(\d+).*?failed=(\d+)", re.MULTILINE)
+TASK = re.compile(r"^TASK \[(.*?)\] \*", re.MULTILINE)
 Json = dict[str, Any]
 
 
@@ -89,16 +90,19 @@ class Ansible:
     def site(self, *options: str, variables: Json | None = None) -> Outcome:
         return self.run("site.yml", *options, variables=variables)
 
-    def interrupt(self, seconds: float, variables: Json | None = None) -> str:
-        """Begin site.yml, and kill it with all its processes after so many seconds; where it was then."""
+    def interrupt(self, tasks: int, seconds: float, variables: Json | None = None) -> str:
+        """Begin site.yml, and kill it with all its processes so many seconds into that task; its name."""
         process = self.start(ROOT / "site.yml", variables=variables)
+        names: list[str] = []
+        while process.poll() is None and len(names) < tasks:
+            time.sleep(0.05)
+            names = TASK.findall(self.log.read_text())
         try:
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        tasks = re.findall(r"^TASK \[(.*?)\]", self.log.read_text(), re.MULTILINE)
-        return tasks[-1] if tasks else "before the first task"
+        return TASK.findall(self.log.read_text())[-1]
 
     def role(self, role: str, part: str, variables: Json | None = None, fails: bool = False) -> Outcome:
         """One part of one role, with nothing but its variables."""

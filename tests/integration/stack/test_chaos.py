@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """site.yml is killed at random moments, and run again: the cluster ends up as if nothing had happened.
 
-``CHAOS_POINTS`` says how often (``make chaos``: 10), ``CHAOS_SEED`` repeats the moments of an earlier run. The first
-kill falls into an installation from nothing; after that, each kill falls into a change from one list of models to
-another, which creates, changes and prunes objects of every role.
+``CHAOS_POINTS`` says how often (``make chaos``: 10), ``CHAOS_SEED`` repeats the moments of an earlier run. Each kill
+falls into a change from one list of models to another, which creates, changes and prunes objects of every role; when
+there are many, the last one falls into an installation from nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import time
 from typing import Any
 
@@ -22,6 +23,8 @@ from .state import State
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(3600)]
 
 POINTS = int(os.environ.get("CHAOS_POINTS", "2"))
+DURING = 3.0  # seconds from the beginning of a task in which the kill falls
+FROM_NOTHING = 4  # with as many points or more, the last one is an installation
 SEED = int(os.environ.get("CHAOS_SEED") or time.time_ns() % 1_000_000)
 Json = dict[str, Any]
 
@@ -44,36 +47,57 @@ def differences(wanted: dict[str, Json], found: dict[str, Json]) -> list[str]:
     return missing + left + [text for text in changed if not text.startswith("missing")]
 
 
+class Chaos:
+    """Brings the platform from one state to another, with an interruption, and looks at what has become of it."""
+
+    def __init__(self, ansible: Ansible, state: State, variables: Json) -> None:
+        self._ansible, self._state = ansible, state
+        first, second = lists(variables)
+        self.goals = {"first": first, "second": second}
+        self._moments = random.Random(SEED)
+        self._states: dict[str, tuple[dict[str, Json], set[str]]] = {}
+        self._work: dict[str, tuple[int, int]] = {}  # numbers of the first and the last task that change something
+
+    def measure(self, now: str, goal: str) -> None:
+        """Without interruption: the state to compare with, and where there is work to interrupt."""
+        output = self._ansible.site(variables=self.goals[goal]).output
+        parts = re.split(r"^TASK \[", output, flags=re.MULTILINE)[1:]
+        changing = [number for number, part in enumerate(parts, start=1) if "\nchanged: " in part]
+        self._work[now] = (changing[0], changing[-1])
+        self._states[goal] = (self._state.applied(), self._state.names())
+
+    def interrupt(self, now: str, goal: str) -> str:
+        """Kill a run at a random moment, run again, and compare; what happened, as a line."""
+        number, seconds = (
+            self._moments.randint(*self._work.get(now, self._work["first"])),
+            self._moments.uniform(0, DURING),
+        )
+        task = self._ansible.interrupt(number, seconds, self.goals[goal])
+        repeated = self._ansible.site(variables=self.goals[goal])
+        applied, names = self._states[goal]
+        assert differences(applied, self._state.applied()) == []
+        assert names ^ self._state.names() == set()
+        return (
+            f"{now} -> {goal}, killed {seconds:.2f} s into task {number} (then at {task!r}); "
+            f"then {repeated.changed} tasks changed something"
+        )
+
+
 def test_interrupted_at_random_points(
     ansible: Ansible, state: State, variables: Json, empty: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moments = random.Random(SEED)
-    first, second = lists(variables)
-    # Without interruption: the states to compare with, and how long there is work to interrupt.
-    seconds, states = {}, {}
-    seconds["nothing"] = ansible.site(variables=first).seconds
-    states["first"] = (state.applied(), state.names())
-    seconds["first"] = ansible.site(variables=second).seconds
-    states["second"] = (state.applied(), state.names())
-    seconds["second"] = ansible.site(variables=first).seconds
-    assert differences(states["first"][0], state.applied()) == []
-    ansible.run("playbooks/teardown.yml")
-    now = "nothing"
+    chaos = Chaos(ansible, state, variables)
     with capsys.disabled():
         print(f"\nchaos: {POINTS} points, CHAOS_SEED={SEED}", flush=True)
-        for point in range(POINTS):
-            goal, given = ("second", second) if now == "first" else ("first", first)
-            moment = moments.uniform(0.5, seconds[now])
-            task = ansible.interrupt(moment, given)
-            repeated = ansible.site(variables=given)
-            print(
-                f"  {point + 1}: {now} -> {goal}, killed after {moment:.1f} s of {seconds[now]:.0f} at {task!r}; "
-                f"then {repeated.changed} tasks changed something",
-                flush=True,
-            )
-            applied, names = states[goal]
-            assert differences(applied, state.applied()) == []
-            assert names ^ state.names() == set()
+        chaos.measure("nothing", "first")
+        chaos.measure("first", "second")
+        now = "second"
+        for point in range(1, POINTS + 1):
+            if point == POINTS >= FROM_NOTHING:
+                ansible.run("playbooks/teardown.yml")
+                now = "nothing"
+            goal = "second" if now == "first" else "first"
+            print(f"  {point}: {chaos.interrupt(now, goal)}", flush=True)
             now = goal
-    assert ansible.site(variables=given).changed == 0
-    ansible.run("playbooks/verify.yml", variables=given)
+    assert ansible.site(variables=chaos.goals[now]).changed == 0
+    ansible.run("playbooks/verify.yml", variables=chaos.goals[now])

@@ -43,6 +43,7 @@ def test_one_that_fails_shows_its_output_and_the_others_still_run(capsys: pytest
 def test_a_complaint_in_the_output_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Runner([program("print('WARNING: x.py:1:1: E501 too long')", forbidden=COMPLAINTS)], strict=True).run()
     assert Runner([program("print('WARNING: x.py:1:1: W503 break')", forbidden=COMPLAINTS)], strict=True).run()
+    assert Runner([program("print('ERROR: Timeout on call to ansible-lint')", forbidden=COMPLAINTS)], strict=True).run()
     assert "its output has" in capsys.readouterr().out
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from epp.model import Decision, InferenceRequest, Rejection
@@ -28,6 +27,9 @@ class DecisionLog:
 
     def note(self, pool: str, request: InferenceRequest, outcome: Decision | Rejection) -> None:
         """A request of this pool was routed, or refused."""
+        if isinstance(outcome, Rejection):
+            # An exception that was raised holds on to all that was on its way, the body of the request included.
+            outcome = Rejection(outcome.status, outcome.code, outcome.message)
         self._notes.append((
             time.time(), pool, request.request_id, request.model, request.target_model, request.size, request.priority,
             outcome,
@@ -37,12 +39,6 @@ class DecisionLog:
         """Up to ``limit`` decisions as JSON, newest first; only those about ``model``, if given."""
         found = (note for note in reversed(self._notes) if not model or model in note[3:5])
         return [_told(note) for note, _ in zip(found, range(limit), strict=False)]
-
-    def __len__(self) -> int:
-        return len(self._notes)
-
-    def __iter__(self) -> Iterator[Note]:
-        return iter(self._notes)
 
 
 def _told(note: Note) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class ObserveServer:
         """``healthy`` returns why there should be no traffic, and what else is wrong; both empty when all is well."""
         self._recorder, self._pools, self._healthy = recorder, pools, healthy
         self._options = options or ObserveOptions()
-        self._decisions = decisions or DecisionLog()
+        self._decisions = DecisionLog() if decisions is None else decisions
         self._runner: web.AppRunner | None = None
         self._reloading: asyncio.Task[None] | None = None
 

@@ -23,17 +23,17 @@ from epp.scheduling.api import Context, Decider, Profile, ProfileHandler, param
 class StageProfiles:
     """The profiles' names."""
 
-    decode: str = param(disaggregation.DECODE)
-    prefill: str = param(disaggregation.PREFILL)
-    encode: str = param(disaggregation.ENCODE)
+    decode: str = param(disaggregation.DECODE, doc="profile whose endpoint answers")
+    prefill: str = param(disaggregation.PREFILL, doc="profile whose endpoint computes the prompt")
+    encode: str = param(disaggregation.ENCODE, doc="profile whose endpoints encode images, videos and audio")
 
 
 @dataclass(frozen=True)
 class StageDeciders:
     """The deciders' names."""
 
-    prefill: str = param("", plugin=Decider)
-    encode: str = param("", plugin=Decider)
+    prefill: str = param("", plugin=Decider, doc="decides whether to prefill elsewhere; without one never")
+    encode: str = param("", plugin=Decider, doc="decides whether to encode elsewhere; without one never")
 
 
 @dataclass(frozen=True)

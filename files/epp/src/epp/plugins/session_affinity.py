@@ -32,9 +32,9 @@ class EncodedEndpointHeaderConfig:
 class SessionSource:
     """Where an identifier may stand: exactly one of them."""
 
-    header: str = ""
-    cookie: str = ""
-    attribute: str = ""
+    header: str = param("", doc="a request header")
+    cookie: str = param("", doc="a cookie")
+    attribute: str = param("", doc="what another plugin found out: agent-identity, session-id")
 
     def __post_init__(self) -> None:
         """One, and no more."""

@@ -21,6 +21,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from epp.requests.scan import text, value_end
 
 BYTES_PER_TOKEN = 4
@@ -36,9 +38,7 @@ AUDIO_SECONDS = "x-llm-d-audio-duration-seconds"
 VIDEO_SECONDS = "x-llm-d-video-duration-seconds"
 VIDEO_RESOLUTION = "x-llm-d-video-resolution"
 
-# A quote inside of a JSON string is always escaped, so these are keys and not something that somebody says.
-_KEYS = (b'"image_url"', b'"input_audio"', b'"source"', b'"video_url"', b'"audio_url"')
-_PART = re.compile(rb'"(image_url|input_audio|source|video_url|audio_url)"\s*:\s*(?=["{])')
+_ABSENT = msgspec.Raw(b"")
 _DATA = re.compile(rb'"(?:url|data)"\s*:\s*(?=")')
 _TYPE = re.compile(rb'"media_type"\s*:\s*"(\w+)/')
 _URL = re.compile(rb"data:([^;,]*)[^,]*,")
@@ -68,26 +68,50 @@ class Estimate(NamedTuple):
     """Images, recordings and videos in it."""
 
 
-def estimate(prompt: bytes, headers: Mapping[str, str]) -> Estimate | None:
-    """Tokens of a prompt (JSON) that has more than text; None for one that has not."""
-    if prompt.startswith(b'"') or not any(key in prompt for key in _KEYS):  # a mere string has no keys
+class _Item(msgspec.Struct):
+    """A message, or a part of one; what holds no media is passed over and not looked at."""
+
+    content: msgspec.Raw = _ABSENT
+    image_url: msgspec.Raw = _ABSENT
+    input_audio: msgspec.Raw = _ABSENT
+    source: msgspec.Raw = _ABSENT
+    video_url: msgspec.Raw = _ABSENT
+    audio_url: msgspec.Raw = _ABSENT
+
+
+_items = msgspec.json.Decoder(list[_Item])
+_KEYS = ("image_url", "input_audio", "source", "video_url", "audio_url")
+_DEPTH = 4
+"""How deep parts stand in parts: a message, the result of a tool in it, an image in that."""
+
+
+def estimate(prompt: bytes, headers: Mapping[str, str], lead: int = 0) -> Estimate | None:
+    """Tokens of a prompt (JSON) that has more than text; None for one that has not.
+
+    ``lead``: bytes before the messages. A list of messages whose contents are texts costs a search for a bracket.
+    """
+    if prompt[lead : lead + 1] != b"[" or (prompt.find(b"[", lead + 1) < 0 and prompt.find(b"_", lead) < 0):
         return None
-    found = list(parts(prompt))
+    found = list(parts(prompt[lead:] if lead else prompt))
     if not found:
         return None
     tokens = (len(prompt) - sum(part.size for part in found)) // BYTES_PER_TOKEN
     return Estimate(tokens + sum(_tokens(part, headers) for part in found), len(found))
 
 
-def parts(prompt: bytes) -> Iterator[Part]:
-    """What is not text in a prompt of the OpenAI or the Anthropic API, in its order."""
-    at = 0
-    while (match := _PART.search(prompt, at)) is not None:
-        end, _ = value_end(prompt, match.end())
-        at = max(end, match.end() + 1)
-        part = _part(match[1], prompt[match.end() : end])
-        if part is not None:
-            yield part
+def parts(items: bytes, depth: int = 0) -> Iterator[Part]:
+    """What is not text in a list of messages of the OpenAI or the Anthropic API, in its order."""
+    try:
+        decoded = _items.decode(items)
+    except (msgspec.DecodeError, RecursionError):
+        return  # a list of texts, or one that is cut short
+    for item in decoded:
+        for key in _KEYS:
+            value = bytes(getattr(item, key))
+            if value[:1] in (b"{", b'"') and (part := _part(key.encode(), value)) is not None:
+                yield part
+        if depth < _DEPTH and bytes(memoryview(item.content)[:1]) == b"[":
+            yield from parts(bytes(item.content), depth + 1)
 
 
 def _part(key: bytes, value: bytes) -> Part | None:

@@ -228,7 +228,7 @@ def _count(parsed: ParsedBody, headers: Mapping[str, str]) -> None:
     if prompt[:1] == b"[" and prompt[1:16].lstrip()[:1].isdigit():
         parsed.tokens = prompt.count(b",") + 1
         return
-    found = media.estimate(prompt, headers)
+    found = media.estimate(prompt, headers, parsed.lead)
     if found is not None:
         parsed.tokens, parsed.parts = found
 
