@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """All tests in order, cheapest first: what ``make test`` and CI run.
 
-It stops at the first step that fails, takes the cluster that it made away in any case, and ends with one line a step.
+The gates wait for programs most of their time, so they run beside the steps that need no cluster; their output comes
+when they are done. It stops at the first step that fails, takes the cluster that it made away in any case, and ends
+with one line a step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 from target.cluster import ROOT, Target, TargetError
 
-WITHOUT_CLUSTER = ("gates", "unit", "envoy")
+BESIDE = "gates"
+WITHOUT_CLUSTER = ("unit", "envoy")
 WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
 
 
@@ -41,6 +46,28 @@ class Steps:
         self.taken.append((goal, time.monotonic() - start, code == 0))
         return code == 0
 
+    @contextlib.contextmanager
+    def beside(self, goal: str) -> Iterator[None]:
+        """Run one goal beside what happens in the block; waits for it, and shows what it said, at the block's end."""
+        log = ROOT / ".build" / f"{goal}.log"
+        log.parent.mkdir(exist_ok=True)
+        start = time.monotonic()
+        print(f"\n== {goal}, beside the next steps; its output goes to {log.relative_to(ROOT)}", flush=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["make", goal], cwd=ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        try:
+            yield
+            print(f"\n== {goal}, until it is done ({time.monotonic() - self.began:.0f} s so far)", flush=True)
+            code = process.wait()
+            print(log.read_text(encoding="utf-8", errors="replace"), end="", flush=True)
+            self.taken.append((goal, time.monotonic() - start, code == 0))
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)  # a group of its own, made above
+                process.wait()
+
     def report(self, goals: tuple[str, ...]) -> None:
         """One line a step, those that were never reached included, then the count that a reader of logs looks for."""
         print()
@@ -59,7 +86,7 @@ def run(target: Target) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     ours = target.name == "lab"
-    goals = WITHOUT_CLUSTER + (("lifecycle",) if ours else ()) + WITH_CLUSTER
+    goals = (BESIDE, *WITHOUT_CLUSTER) + (("lifecycle",) if ours else ()) + WITH_CLUSTER
     steps = Steps()
     passed = False
     try:
@@ -74,7 +101,12 @@ def run(target: Target) -> int:
 
 
 def _all(target: Target, steps: Steps, goals: tuple[str, ...]) -> bool:
-    for goal in goals:
+    with steps.beside(BESIDE):
+        if not all(steps.make(goal) for goal in WITHOUT_CLUSTER):
+            return False
+    if not steps.taken[-1][2]:
+        return False
+    for goal in goals[1 + len(WITHOUT_CLUSTER) :]:
         env = None
         if goal in WITH_CLUSTER:
             target.up()
