@@ -359,7 +359,8 @@ def _epp_cluster(port: int, tls: bool) -> dict[str, Any]:
     cluster: dict[str, Any] = {
         "name": "epp",
         "type": "STATIC",
-        "connect_timeout": "1s",
+        # A handshake may take a while on a machine that is busy, and Envoy fails every waiting request when it is over.
+        "connect_timeout": "10s",
         "circuit_breakers": _no_breakers(),
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
         "load_assignment": {
