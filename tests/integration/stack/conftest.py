@@ -105,12 +105,15 @@ class Ansible:
         return TASK.findall(self.log.read_text())[-1]
 
     def role(self, role: str, part: str, variables: Json | None = None, fails: bool = False) -> Outcome:
-        """One part of one role, with nothing but its variables."""
+        """One part of one role, with nothing but its variables, as the platform's list of models makes them."""
+        included: list[Json] = [{"name": f"inferops.cluster.{role}", "tasks_from": part}]
+        if role == "inference_pool":  # whose ports the list takes from the runtimes' definitions
+            included.insert(0, {"name": "inferops.cluster.kserve_runtimes", "tasks_from": "preflight", "public": True})
         play = {
             "hosts": "localhost",
             "gather_facts": False,
             "vars_files": [str(ROOT / "playbooks" / "vars" / "roles.yml")],
-            "tasks": [{"ansible.builtin.include_role": {"name": f"inferops.cluster.{role}", "tasks_from": part}}],
+            "tasks": [{"ansible.builtin.include_role": each} for each in included],
         }
         book = self._folder / f"{role}-{part}.yml"
         book.write_text(yaml.safe_dump([play]))
