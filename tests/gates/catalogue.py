@@ -88,6 +88,8 @@ def _docs() -> Iterable[Command]:
     words = ("antsibull-docs", "lint-collection-docs", "--plugin-docs", "--skip-rstcheck")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     variables = {**kept, "ANSIBLE_COLLECTIONS_PATH": str(folder.parents[2])}
+    # antsibull-docs may find what the development environment has before the copy, and there git ignores all files.
+    variables["ANSIBLE_COLLECTIONS_SCAN_SYS_PATH"] = "false"
     yield Command((*words, "--validate-collection-refs", "dependent", "."), folder, variables)
 
 

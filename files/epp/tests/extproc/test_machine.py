@@ -196,6 +196,13 @@ class TestOtherRequestModes:
         (out,) = machine.routed(renamed(b"newer"))
         assert "content-length" not in wire.set_headers(out)
 
+    def test_a_body_though_none_was_announced_passes_and_is_not_routed_again(self, wire: Any) -> None:
+        machine = StreamMachine()
+        need(machine.feed(wire.headers(modes=(NONE, FULL))))
+        list(machine.routed(same()))
+        assert wire.kinds(machine.feed(wire.body(BODY, end=False))) == ["request_body"]
+        assert wire.kinds(machine.feed(wire.body(BODY))) == ["request_body"]
+
     @pytest.mark.parametrize("mode", [STREAMED, NONE])
     def test_what_envoy_sends_on_at_once_is_routed_by_its_headers(self, wire: Any, mode: BodyMode) -> None:
         machine = StreamMachine()

@@ -102,6 +102,10 @@ class Rooms:
     """A service with everything behind it, and three endpoints."""
 
     def __init__(self) -> None:
+        self.build()
+
+    def build(self) -> None:
+        """All of it anew: what one stream has left behind must not be laid to another one's charge."""
         self.datastore, recorder = Datastore("pool"), Recorder()
         self.datastore.replace([Endpoint(f"e{i}", "ns", f"e{i}", f"10.0.0.{i}", 8000) for i in (1, 2, 3)])
         scheduler = Scheduler.from_config(
@@ -124,8 +128,11 @@ class Rooms:
             pass
         finally:
             exchange.close("OK")
-        assert [endpoint.inflight for endpoint in self.datastore.endpoints()] == [0, 0, 0]
-        assert self.service.streams == 0
+        held, streams = [endpoint.inflight for endpoint in self.datastore.endpoints()], self.service.streams
+        if any(held) or streams:
+            self.build()
+        assert held == [0, 0, 0]
+        assert streams == 0
 
 
 def check(answers: Any) -> None:

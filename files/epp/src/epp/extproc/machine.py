@@ -180,7 +180,8 @@ class StreamMachine:
                 else "a request body without headers; set request_header_mode to SEND"
             )
         self._ended = end
-        if self._request_mode == BodyMode.STREAMED:
+        if self._request_mode in (BodyMode.STREAMED, BodyMode.NONE):
+            # Both were routed on their headers. Who announces no body and sends one all the same has it pass.
             return self._streamed_chunk(body, end)
         if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
             if body:
