@@ -223,7 +223,7 @@ class Client:
         for warning in response.headers.get_all("Warning") or []:
             self.warnings[_warning_text(warning)] = None
         retry_after = response.headers.get("Retry-After", "")
-        return response.status, float(retry_after) if retry_after.isdigit() else None, text
+        return response.status, float(retry_after) if retry_after.isdecimal() else None, text
 
     def _headers(self) -> Dict[str, str]:
         return {"Accept": "application/json", "User-Agent": self._user_agent}

@@ -116,7 +116,7 @@ def _amounts(node: Json, what: str) -> Amounts:
 
 def _whole(quantities: Mapping[str, Any]) -> Amounts:
     """The extended resources among these, which have a domain in their names and are counted in whole numbers."""
-    return {name: int(value) for name, value in quantities.items() if "/" in name and str(value).isdigit()}
+    return {name: int(value) for name, value in quantities.items() if "/" in name and str(value).isdecimal()}
 
 
 def _sum(parts: Iterable[Mapping[str, int]]) -> Amounts:
@@ -154,7 +154,7 @@ def _is_ready(node: Json) -> bool:
 
 def _number(labels: Mapping[str, str], name: str) -> Optional[int]:
     value = labels.get(f"{VENDOR}{name}", "")
-    return int(value) if value.isdigit() else None
+    return int(value) if value.isdecimal() else None
 
 
 def _hardware(labels: Mapping[str, str]) -> Json:

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ports import free_port
+
 from benchmarks import rig
 from benchmarks.client import Client
 from benchmarks.ratios import ratio
@@ -64,7 +66,7 @@ def measure(clients: Sequence[Client], count: int, seed: int) -> float:
 @contextlib.contextmanager
 def replicas(endpoints: Path, count: int, sync: bool) -> Iterator[tuple[list[rig.Epp], list[Client]]]:
     """So many EPPs, and a client of each."""
-    ports = [rig.free_port() for _ in range(count)]
+    ports = [free_port() for _ in range(count)]
     peers = ",".join(f"127.0.0.1:{port}" for port in ports)
     with contextlib.ExitStack() as stack:
         found = []
@@ -109,7 +111,7 @@ def main() -> int:
     parser.add_argument("--conversations", type=int, default=150)
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     given = parser.parse_args()
-    port = rig.free_port(HOSTS[0])
+    port = free_port(HOSTS[0])
     command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
     process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
     try:

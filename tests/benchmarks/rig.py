@@ -23,6 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
 """How long a program may take until it answers, on a machine that is busy."""
@@ -101,14 +103,6 @@ def peak_memory_bytes(pid: int) -> int:
     """The most resident memory that a process has had."""
     line = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2]
     return int(line.split()[0]) * 1024
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now. Another program could take it first, which then fails loudly at its start."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def connectable(port: int, host: str = "127.0.0.1") -> bool:

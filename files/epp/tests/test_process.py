@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import rig
+from ports import free_port
 
 SOURCE = rig.REPOSITORY / "files/epp/src"
 
@@ -178,7 +179,7 @@ def handshake(port: int, maximum: ssl.TLSVersion) -> tuple[str | None, str]:
 
 def test_idle_with_four_pods_stays_small(tmp_path: Path) -> None:
     host = f"127.{64 + os.getpid() % 128}.9.1"
-    with rig.sims(4, host, rig.free_port(), "--model=llama") as hostports:
+    with rig.sims(4, host, free_port(), "--model=llama") as hostports:
         file = rig.write_endpoints(tmp_path / "endpoints.yaml", hostports)
         with rig.epp(f"--endpoints-file={file}") as epp:
             epp.process.wait_for(lambda: all(each["metrics"]["ageSeconds"] is not None for each in epp.endpoints()))

@@ -15,15 +15,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from ports import free_port
 
 TESTS = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """Return a port that is free on all the loopback addresses used here."""
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
 
 
 def resident_kib(pid: int) -> int:

@@ -21,6 +21,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     ProcessingRequest,
     ProcessingResponse,
 )
+from ports import free_port
 
 SOURCE = rig.REPOSITORY / "files/epp/src"
 ENVIRONMENT = {"PYTHONPATH": str(SOURCE), "KUBECONFIG": "", "HOME": "/nonexistent", "KUBERNETES_SERVICE_HOST": ""}
@@ -34,7 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(params=["grpcio", "h2"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[rig.Process, int, int]]:
     """A router in plaintext; the process, its ext_proc port and its metrics port."""
-    grpc_port, health, metrics = rig.free_port(), rig.free_port(), rig.free_port()
+    grpc_port, health, metrics = free_port(), free_port(), free_port()
     ports = [f"--grpc-port={grpc_port}", f"--grpc-health-port={health}", f"--metrics-port={metrics}"]
     flags = [*ports, "--secure-serving=false", "--tracing=false", f"--transport={request.param}"]
     process = rig.Process("bbr", [sys.executable, "-m", "epp", "bbr", *flags], ENVIRONMENT)

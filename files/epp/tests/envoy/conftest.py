@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from benchmarks import rig
+from ports import free_port
 
 
 class Mirror:
@@ -102,7 +103,7 @@ def mirror() -> Iterator[Mirror]:
 @pytest.fixture(scope="package")
 def sims() -> Iterator[tuple[str, ...]]:
     """Four simulators, fast ones, that serve ``llama``."""
-    with rig.sims(4, own_network(2), rig.free_port(), "--model=llama", "--time-scale=10") as hostports:
+    with rig.sims(4, own_network(2), free_port(), "--model=llama", "--time-scale=10") as hostports:
         yield hostports
 
 

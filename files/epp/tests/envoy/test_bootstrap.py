@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from benchmarks import rig
+from ports import free_port
 
 from epp.cli import main
 
@@ -47,8 +48,8 @@ async def test_requests_pass(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    port = rig.free_port()
-    flags = [f"--listen=127.0.0.1:{port}", f"--admin=127.0.0.1:{rig.free_port()}", f"--epp=127.0.0.1:{epp.grpc_port}"]
+    port = free_port()
+    flags = [f"--listen=127.0.0.1:{port}", f"--admin=127.0.0.1:{free_port()}", f"--epp=127.0.0.1:{epp.grpc_port}"]
     if static:
         flags.append(f"--endpoints-file={endpoints}")
     with started(printed(capsys, *flags), tmp_path, port) as url:
@@ -66,13 +67,13 @@ async def test_the_gateway_says_who_served(
 ) -> None:
     """The first choice refuses connections, Envoy goes to the fallback, and tells the EPP so."""
     host = mirror.hostports[0].rpartition(":")[0]
-    dead = f"{host}:{rig.free_port(host)}"
+    dead = f"{host}:{free_port(host)}"
     file = rig.write_endpoints(tmp_path / "endpoints.yaml", [dead, mirror.hostports[0]])
     config = tmp_path / "config.yaml"
     config.write_text(TEST_CONFIG)
-    port = rig.free_port()
+    port = free_port()
     with rig.epp(f"--endpoints-file={file}", f"--config-file={config}") as epp:
-        flags = [f"--listen=127.0.0.1:{port}", f"--admin=127.0.0.1:{rig.free_port()}"]
+        flags = [f"--listen=127.0.0.1:{port}", f"--admin=127.0.0.1:{free_port()}"]
         flags += [f"--epp=127.0.0.1:{epp.grpc_port}", f"--endpoints-file={file}"]
         with started(printed(capsys, *flags), tmp_path, port) as url:
             monkeypatch.setattr(mirror, "pause", 0.3)  # so that the answer still goes on when the counts are read

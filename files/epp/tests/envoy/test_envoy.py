@@ -16,6 +16,7 @@ import grpc
 import pytest
 from benchmarks import rig
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from ports import free_port
 
 pytestmark = pytest.mark.envoy
 
@@ -242,7 +243,7 @@ class TestComingAndGoing:
     async def test_a_pod_that_refuses_connections_costs_no_request(
         self, client: aiohttp.ClientSession, mirror: Any, tmp_path: Path
     ) -> None:
-        hostports = (*mirror.hostports, f"127.0.0.1:{rig.free_port()}")
+        hostports = (*mirror.hostports, f"127.0.0.1:{free_port()}")
         file = rig.write_endpoints(tmp_path / "endpoints.yaml", hostports)
         with rig.epp(f"--endpoints-file={file}") as epp:
             with rig.envoy(rig.EnvoyOptions(hostports, epp.grpc_port, retries=3)) as url:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from benchmarks import rig
 from benchmarks.client import Client
+from ports import free_port
 
 HOSTS = tuple(f"127.81.0.{number}" for number in range(1, 9))
 PROMPTS = 40
@@ -19,7 +20,7 @@ PROMPTS = 40
 
 @pytest.fixture(scope="module")
 def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    port = rig.free_port(HOSTS[0])
+    port = free_port(HOSTS[0])
     command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
     process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
     try:
@@ -32,7 +33,7 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def same(endpoints: Path, *, sync: bool) -> float:
     """The share of prompts that the second replica sends where the first one did."""
-    ports = rig.free_port(), rig.free_port()
+    ports = free_port(), free_port()
     peers = ",".join(f"127.0.0.1:{port}" for port in ports)
     with contextlib.ExitStack() as stack:
         clients = []

@@ -43,7 +43,7 @@ class ResponsePhase:
     def headers(self, headers: Mapping[str, str], end: bool, more: Mapping[str, str]) -> Messages:
         """Response headers, which are all of the answer at its ``end``; ``more`` are set on them."""
         status = headers.get(":status", "")
-        self.status = int(status) if status.isdigit() else 0
+        self.status = int(status) if status.isdecimal() else 0
         self.streaming = headers.get("content-type", "").startswith("text/event-stream")
         self.ended = end
         self._has_length = "content-length" in headers

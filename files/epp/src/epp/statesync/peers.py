@@ -160,7 +160,7 @@ class StateSync:
 
     async def _addresses(self, name: str) -> set[str]:
         host, colon, port = name.rpartition(":")
-        if not colon or not port.isdigit():
+        if not colon or not port.isdecimal():
             host, port = name, str(self._options.port)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
