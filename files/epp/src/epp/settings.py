@@ -2,7 +2,7 @@
 """All flags of the command line, typed, with their defaults. How they are written and read is :mod:`epp.flags`'s.
 
 Names and defaults are those of the reference endpoint picker (GAIE v1.3 to v1.5, and llm-d-router), so that its
-arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``,
+arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``, ``--workers``,
 ``--statesync-*``, and ``--pool-name`` more than once.
 """
 
@@ -44,7 +44,12 @@ class Settings:
         "share load and prefixes with the replicas at these hosts (host or host:port), with commas",
         "list",
     )
-    statesync_port: int = flag(9006, "port on which peers are told, with --statesync-peers", "int")
+    statesync_port: int = flag(
+        9006, "port on which peers are told, with --statesync-peers; of several workers the first one's", "int"
+    )
+    workers: int = flag(
+        1, "processes that decide; with more than one, another one accepts connections and knows the endpoints", "int"
+    )
     transport: str = flag("h2", "what serves ext_proc: h2 (our own) or grpcio", "string")
     grpc_port: int = flag(9002, "port of the ext_proc service", "int")
     grpc_health_port: int = flag(9003, "port of the gRPC health service, plaintext", "int")

@@ -11,7 +11,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from epp.transport.api import MESSAGE_SIZE, Service, Transport, TransportOptions
 from epp.transport.grpcio import GrpcioTransport
-from epp.transport.h2 import H2Transport
+from epp.transport.h2 import H2Transport, listen
 from epp.transport.health import HealthServer
 from epp.transport.tls import CertificateError, TlsSource
 
@@ -32,4 +32,5 @@ __all__ = [
     "TlsSource",
     "Transport",
     "TransportOptions",
+    "listen",
 ]
