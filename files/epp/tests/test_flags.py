@@ -135,6 +135,27 @@ def test_target_ports(ports: str) -> None:
         parse(["--endpoint-selector=a=b", f"--endpoint-target-ports={ports}"], {})
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--workers=0"], "--workers=0: give 1 to 64"),
+        (["--workers=65"], "--workers=65: give 1 to 64"),
+        (["--workers=2", "--transport=grpcio"], "--workers=2 needs --transport=h2"),
+    ],
+)
+def test_workers(flags: list[str], text: str) -> None:
+    with pytest.raises(FlagError, match=text):
+        parse(["--endpoints-file=e", *flags], {})
+
+
+def test_requests_that_wait_do_so_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{VALID_CONFIG}featureGates: [flowControl]\n")
+    assert main(["--endpoints-file=e", "--workers=2", f"--config-file={file}"]) == 2
+    assert "--workers=2: " in (told := capsys.readouterr().err)
+    assert "feature gate flowControl" in told
+
+
 def test_something_must_be_served(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     told = capsys.readouterr().err

@@ -51,6 +51,7 @@ from epp.transport import (
     TRANSPORTS,
     CertificateError,
     HealthServer,
+    KeyPair,
     TlsSource,
     TransportOptions,
 )
@@ -371,11 +372,11 @@ def _tls_min(settings: Settings) -> ssl.TLSVersion:
     return ssl.TLSVersion.TLSv1_3 if settings.tls_min_version == ciphers.VERSION13 else ssl.TLSVersion.TLSv1_2
 
 
-def transport_options(settings: Settings) -> TransportOptions:
-    """How ext_proc is served."""
+def transport_options(settings: Settings, pair: KeyPair | None = None) -> TransportOptions:
+    """How ext_proc is served; ``pair`` takes the place of a self-signed certificate. Raises CertificateError."""
     return TransportOptions(
         port=settings.grpc_port,
-        tls=TlsSource(settings.cert_path, settings.enable_cert_reload) if settings.secure_serving else None,
+        tls=TlsSource(settings.cert_path, settings.enable_cert_reload, pair) if settings.secure_serving else None,
         tls_min=_tls_min(settings),
         tls_ciphers=ciphers.openssl(settings.tls_cipher_suites),
         max_receive=settings.grpc_max_recv_msg_size or MESSAGE_SIZE,

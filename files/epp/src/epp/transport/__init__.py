@@ -13,7 +13,7 @@ from epp.transport.api import MESSAGE_SIZE, Service, Transport, TransportOptions
 from epp.transport.grpcio import GrpcioTransport
 from epp.transport.h2 import H2Transport, listen
 from epp.transport.health import HealthServer
-from epp.transport.tls import CertificateError, TlsSource
+from epp.transport.tls import CertificateError, KeyPair, TlsSource
 
 TRANSPORTS: Mapping[str, Callable[[Service, TransportOptions], Transport]] = {
     "h2": H2Transport,
@@ -28,6 +28,7 @@ __all__ = [
     "GrpcioTransport",
     "H2Transport",
     "HealthServer",
+    "KeyPair",
     "Service",
     "TlsSource",
     "Transport",

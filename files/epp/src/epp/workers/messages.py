@@ -87,6 +87,13 @@ class Ask(msgspec.Struct, tag=True):
     arguments: list[Any] = []
 
 
+class Welcome(msgspec.Struct, tag=True):
+    """To workers, before all else: the self-signed certificate that all serve with (PEM), if they are to."""
+
+    key: bytes = b""
+    chain: bytes = b""
+
+
 class Begin(msgspec.Struct, tag=True):
     """To workers: this was all for a start; serve."""
 
@@ -117,7 +124,7 @@ class Answer(msgspec.Struct, tag=True):
     data: bytes
 
 
-ToWorker = Begin | Endpoints | Readings | Models | Objects | Ended | Shed | Ask
+ToWorker = Welcome | Begin | Endpoints | Readings | Models | Objects | Ended | Shed | Ask
 ToParent = Ready | Status | Heard | Answer
 
 _encoder = msgspec.msgpack.Encoder()

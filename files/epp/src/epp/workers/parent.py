@@ -25,10 +25,11 @@ from epp.process import Running, Servers, Worker, run_until_stopped, signals
 from epp.serve import Supply
 from epp.settings import Settings
 from epp.statesync import Ledger
-from epp.transport import HealthServer, listen
+from epp.transport import HealthServer, TlsSource, listen
 from epp.workers import crew as crews
 from epp.workers.crew import Crew
 from epp.workers.hub import Hub
+from epp.workers.messages import Welcome, frame
 from epp.workers.pages import Page, States
 
 log = logging.getLogger("epp")
@@ -58,6 +59,8 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         options = serve.transport_options(settings)
         crew = Crew(settings.workers, serve.identity(), partial(listen, options.host, options.port))
         hub = Hub(stores, crew.broadcast)
+        welcome = frame(_welcome(settings, options.tls))
+        crew.snapshot = lambda: welcome + hub.snapshot()
         page = _wire(crew, hub, known, objectives, recorder)
         health = Health(
             {name: partial(_serving, crew, store) for name, store in stores.items()}, settings.ha_enable_leader_election
@@ -83,6 +86,13 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             await client.close()
 
 
+def _welcome(settings: Settings, tls: TlsSource | None) -> Welcome:
+    if tls is None or settings.cert_path:
+        return Welcome()
+    pair = tls.current()
+    return Welcome(pair.key, pair.chain)
+
+
 def _wire(crew: Crew, hub: Hub, known: Mapping[str, Supply], objectives: Objectives | None, recorder: Recorder) -> Page:
     """Connect the workers with what they are told and what they tell; returns the page of all metrics."""
     if objectives is not None:
@@ -99,7 +109,7 @@ def _wire(crew: Crew, hub: Hub, known: Mapping[str, Supply], objectives: Objecti
         ledger.forget(who)
         page.gone(pid)
 
-    crew.snapshot, crew.on_came, crew.on_gone = hub.snapshot, page.came, gone
+    crew.on_came, crew.on_gone = page.came, gone
     crew.restarted = figures.worker_restarts.value().add
     # Which requests are in flight is what decides how often an endpoint is read.
     crew.heard = lambda message: ledger.hear(message.news, time.monotonic())

@@ -25,10 +25,27 @@ from epp.process import Worker as Background
 from epp.settings import Settings
 from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.statesync.messages import News, PoolNews
-from epp.transport import H2Transport
+from epp.transport import H2Transport, KeyPair
 from epp.workers.channel import Channel
 from epp.workers.feed import Feed
-from epp.workers.messages import Answer, Ask, Begin, Ended, Heard, Ready, Shed, Status, ToWorker, pack, to_worker
+from epp.workers.messages import (
+    Answer,
+    Ask,
+    Begin,
+    Ended,
+    Endpoints,
+    Heard,
+    Models,
+    Objects,
+    Readings,
+    Ready,
+    Shed,
+    Status,
+    ToWorker,
+    Welcome,
+    pack,
+    to_worker,
+)
 from epp.workers.pages import states
 from epp.workers.place import Place
 
@@ -63,10 +80,11 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig, place: Place) ->
         recorder.watch_pool(PoolView(name, store.endpoints))
     objectives = Objectives(None, settings.pool_namespace) if settings.pool_name else None
     service, _ = serve.serving(settings, cfg, stores, objectives, recorder, watchdog)
-    transport = H2Transport(service, replace(serve.transport_options(settings), streams=STREAMS))
+    channel = await Channel.open(socket.socket(fileno=place.control), to_worker)
+    options = serve.transport_options(settings, await _pair(channel))
+    transport = H2Transport(service, replace(options, streams=STREAMS))
     ledger = Ledger(place.sender, stores)
     sync = StateSync(ledger, _peers(settings, place), recorder.peers)
-    channel = await Channel.open(socket.socket(fileno=place.control), to_worker)
     arrivals = Arrivals(socket.socket(fileno=place.gate), transport, channel)
     sync.on_news = lambda news: channel.send(Heard(_without_prefixes(news)))
     parent = Parent(channel, Feed(stores, objectives), transport, ledger, recorder)
@@ -92,6 +110,15 @@ def _sign_logs(index: int) -> None:
         return record
 
     logging.setLogRecordFactory(signed)
+
+
+async def _pair(channel: Channel[ToWorker]) -> KeyPair | None:
+    """The certificate that the parent's first message brings, if it does. Raises StartError when there is none."""
+    async for message in channel.messages():
+        if isinstance(message, Welcome) and message.key:
+            return KeyPair(message.key, message.chain)
+        return None
+    raise StartError("the parent has ended")
 
 
 def _peers(settings: Settings, place: Place) -> PeersOptions:
@@ -138,7 +165,7 @@ class Parent:
                     task = asyncio.create_task(self._answer(message))
                     self._answering.add(task)
                     task.add_done_callback(self._answering.discard)
-                case _:
+                case Endpoints() | Readings() | Models() | Objects():
                     self._feed.take(message)
         raise StartError("the parent has ended")
 
@@ -178,13 +205,17 @@ class Arrivals:
         loop = asyncio.get_running_loop()
         self._gate.setblocking(False)
         loop.add_reader(self._gate, self._receive)
+        self._transport.on_lost = self._report
         try:
             while True:
                 await asyncio.sleep(STATUS_SECONDS)
-                kept = self._transport.staying + len(self._beginning)
-                self._channel.send(Status(self._received - kept, self._transport.open()))
+                self._report()
         finally:
             loop.remove_reader(self._gate)
+
+    def _report(self) -> None:
+        kept = self._transport.staying + len(self._beginning)
+        self._channel.send(Status(self._received - kept, self._transport.open()))
 
     def _receive(self) -> None:
         try:

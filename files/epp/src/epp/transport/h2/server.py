@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import cast
 
 from epp.transport.api import METHOD, QUIET_SECONDS, Service, TransportOptions
@@ -146,6 +147,8 @@ class H2Transport:
         self._server: asyncio.Server | None = None
         self._context: ssl.SSLContext | None = None
         self._clock: asyncio.Task[None] | None = None
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called whenever a connection has ended."""
         self._leaving: dict[_Peer, float] = {}
         """Connections that were asked to leave, and when."""
 
@@ -222,6 +225,7 @@ class H2Transport:
         """For connections: one is gone."""
         self.peers.discard(peer)
         self._leaving.pop(peer, None)
+        self.on_lost()
 
     def _ask_to_leave(self, peers: list[_Peer], now: float) -> None:
         """GOAWAY in two steps, so that no stream is lost that is on its way (RFC 9113, 6.8)."""
