@@ -111,6 +111,8 @@ class FakeScheduler:
         self.headers: dict[str, str] = {}
 
     def request_headers(self, request: InferenceRequest) -> None:
+        if request.model == "refused":
+            raise Rejection(401, "Unauthorized", "who are you?")
         request.attributes["headers seen"] = True
 
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:

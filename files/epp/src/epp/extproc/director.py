@@ -291,13 +291,21 @@ class Director:
             self._recorder.rejected("BadRequest")
             raise Rejection(400, "BadRequest", str(error)) from None
         request = self._request(need, parsed)
-        self._scheduler.request_headers(request)
-        record = self._recorder.request(
-            request.model, request.target_model, request.size, request.priority, request.fairness_id
-        )
+        try:
+            self._scheduler.request_headers(request)
+        except Rejection as rejection:
+            self._record(request).failed(rejection.code)
+            self.decided(request, rejection)
+            raise
+        record = self._record(request)
         if self._flow is None:
             return self.route(need, request, record, started)
         return self._flow.submit(Routing(self, need, request, record, time.perf_counter() - started))
+
+    def _record(self, request: InferenceRequest) -> RequestRecord:
+        return self._recorder.request(
+            request.model, request.target_model, request.size, request.priority, request.fairness_id
+        )
 
     def route(self, need: NeedDecision, request: InferenceRequest, record: RequestRecord, started: float) -> Ticket:
         """The second half of :meth:`decide`, for routings too; ``started`` is when our work on it began."""

@@ -26,6 +26,7 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
@@ -52,5 +53,6 @@ __all__ = [
     "Scheduler",
     "SchedulingRecorder",
     "Scorer",
+    "Screener",
     "param",
 ]

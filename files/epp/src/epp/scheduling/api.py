@@ -207,7 +207,17 @@ class HeaderProcessor(Plugin):
 
     @abstractmethod
     def request_headers(self, request: InferenceRequest) -> None:
-        """Complete the request by what its headers say. An error here costs the information, not the request."""
+        """Complete the request by what its headers say; raise Rejection to refuse it (401, 403, 404 ...). Any other
+        error costs the information, not the request."""
+
+
+class Screener(Plugin):
+    """Takes candidates away that must not get this request, before anything is found out about the others."""
+
+    @abstractmethod
+    def screen(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """The endpoints that may stay; none refuses the request with 503. Raise Rejection to refuse it otherwise. Any
+        other error leaves all of them."""
 
 
 class Producer(Plugin):
@@ -223,7 +233,8 @@ class Admitter(Plugin):
 
     @abstractmethod
     def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
-        """Why the request is refused (with 429), in words for the client; empty to let it pass."""
+        """Why the request is refused (with 429), in words for the client; empty to let it pass. Raise Rejection to
+        refuse it with another status. Any other error lets it pass."""
 
 
 class RequestHook(Plugin):

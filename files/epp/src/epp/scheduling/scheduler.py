@@ -29,6 +29,7 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
 )
 from epp.scheduling.profile import Failures, Outcome, ProfileRunner
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from epp.config.schema import EndpointPickerConfig, ProfileSpec
 
 NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
+SCREENED = "screeners eliminated all endpoint candidates"
 MAX_ROUNDS = 8
 """Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
 
@@ -67,6 +69,7 @@ class Scheduler:
         plugins = builder.built()
         self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
+        self._screeners = [plugin for plugin in plugins if isinstance(plugin, Screener)]
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
         self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
@@ -91,11 +94,14 @@ class Scheduler:
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
 
     def request_headers(self, request: InferenceRequest) -> None:
-        """Let plugins complete a request by its headers; call it first, before the request waits anywhere."""
+        """Let plugins complete a request by its headers; call it first, before the request waits anywhere. Raises the
+        Rejection of one that refuses it."""
         for processor in self._header_processors:
             started = time.perf_counter()
             try:
                 processor.request_headers(request)
+            except Rejection:
+                raise
             except Exception:
                 self._failures.report(processor, "the request goes on without it")
             self._recorder.plugin("RequestHeader", processor.TYPE, processor.name, time.perf_counter() - started)
@@ -114,7 +120,8 @@ class Scheduler:
         """Choose among ``candidates``.
 
         Raises Rejection: 429 for shed requests and for filters that leave nothing, 503 for no candidates (pass an empty
-        sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
+        sequence and let it decide: a sheddable request gets 429 even then, as in the reference) and for screeners that
+        leave nothing, and what plugins refuse with.
         """
         if not request.prompt_tokens:
             request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
@@ -187,6 +194,8 @@ class Scheduler:
         return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
+        if self._screeners:
+            candidates = self._screen(request, candidates)
         for producer in self._producers:
             started = time.perf_counter()
             try:
@@ -225,12 +234,30 @@ class Scheduler:
         handler.process_results(request, decision)
         return decision
 
+    def _screen(self, request: InferenceRequest, candidates: list[Endpoint]) -> list[Endpoint]:
+        """Those that all screeners leave. Raises Rejection (503) if that is nobody; one that fails leaves all."""
+        for screener in self._screeners:
+            started = time.perf_counter()
+            try:
+                candidates = screener.screen(request, candidates)
+            except Rejection:
+                raise
+            except Exception:
+                self._failures.report(screener, "the candidates stay as they were")
+            finally:
+                self._recorder.plugin("Screener", screener.TYPE, screener.name, time.perf_counter() - started)
+            if not candidates:
+                raise Rejection(503, "ServiceUnavailable", SCREENED, "rejected-no-endpoints")
+        return candidates
+
     def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
-        """Raise Rejection (429) if one refuses; one that fails lets the request pass."""
+        """Raise Rejection if one refuses, 429 unless it says otherwise; one that fails lets the request pass."""
         for admitter in self._admitters:
             started = time.perf_counter()
             try:
                 refusal = admitter.admit(request, candidates)
+            except Rejection:
+                raise
             except Exception:
                 self._failures.report(admitter, "the request is admitted without it")
                 continue
