@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from epp.scheduling.api import (
     Admitter,
+    AsyncProducer,
+    Background,
     Context,
     Decider,
     Filter,
@@ -33,6 +35,8 @@ from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Admitter",
+    "AsyncProducer",
+    "Background",
     "Context",
     "Decider",
     "Filter",

@@ -228,6 +228,33 @@ class Producer(Plugin):
         """Look at the request and its candidates. An error here costs the information, not the request."""
 
 
+class AsyncProducer(Producer):
+    """A producer that asks a service before the request is decided. Everybody else waits for nobody: only a
+    configuration with such a plugin makes decisions take turns of the event loop."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether its parameters make it ask anybody; looked at once, when all plugins are there."""
+        return True
+
+    @abstractmethod
+    async def prepare(self, request: InferenceRequest, endpoints: list[Endpoint]) -> None:
+        """Ask, and leave the answer in ``request.attributes`` (or say it in :meth:`produce`, which follows).
+
+        Called before the request waits in flow control, with the endpoints that could get it then, and after the
+        producers that were made before this one. ``request.body`` is what the endpoint will get. An error, or taking
+        longer than ``PREPARE_SECONDS``, costs the information, not the request.
+        """
+
+
+class Background(Plugin):
+    """Works on its own beside the requests."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Work until cancelled. What is raised ends the process: handle trouble that may pass."""
+
+
 class Admitter(Plugin):
     """Turns requests away before they are scheduled, when producers have said what they know."""
 
@@ -238,10 +265,13 @@ class Admitter(Plugin):
 
 
 class RequestHook(Plugin):
-    """Follows a request after the decision. Both methods do nothing unless overridden."""
+    """Follows a request after the decision. The methods do nothing unless overridden."""
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The request is about to be sent to ``decision.endpoints[0]``."""
+
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """Bytes of a good answer's body have come: the first ones, or further ones. Called often; be quick."""
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended; ``usage`` is None when the server did not say."""
