@@ -29,6 +29,7 @@ from epp.scheduling.api import (
     SchedulingRecorder,
     Scorer,
     Screener,
+    TokenizedPrompt,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
@@ -58,5 +59,6 @@ __all__ = [
     "SchedulingRecorder",
     "Scorer",
     "Screener",
+    "TokenizedPrompt",
     "param",
 ]
