@@ -148,12 +148,26 @@ def test_workers(flags: list[str], text: str) -> None:
         parse(["--endpoints-file=e", *flags], {})
 
 
-def test_requests_that_wait_do_so_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            "featureGates: [flowControl]\nplugins: [{type: queue-scorer}]\n",
+            "lets requests wait (feature gate flowControl)",
+        ),
+        (
+            "plugins: [{type: precise-prefix-cache-producer, parameters: {kvEventsConfig: {zmqEndpoint: 'tcp://*:5557'}}}]",
+            "has engines connect with one process (precise-prefix-cache-producer: kvEventsConfig.zmqEndpoint)",
+        ),
+    ],
+)
+def test_what_only_one_process_can_do(
+    config: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(f"{VALID_CONFIG}featureGates: [flowControl]\n")
+    file.write_text(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{config}")
     assert main(["--endpoints-file=e", "--workers=2", f"--config-file={file}"]) == 2
-    assert "--workers=2: " in (told := capsys.readouterr().err)
-    assert "feature gate flowControl" in told
+    assert f"epp: --workers=2: {file} {text}" in capsys.readouterr().err
 
 
 def test_something_must_be_served(capsys: pytest.CaptureFixture[str]) -> None:

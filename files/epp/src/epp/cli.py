@@ -206,6 +206,17 @@ def _check_workers(settings: Settings, cfg: EndpointPickerConfig) -> None:
             f"--workers={settings.workers}: {cfg.source} lets requests wait (feature gate flowControl), and a queue "
             "with its limits is one process's; use --workers=1, or drop the feature gate"
         )
+    for plugin in cfg.plugins:
+        parameters: Any = plugin.parameters
+        if (
+            settings.workers > 1
+            and hasattr(parameters, "kv_events_config")
+            and parameters.kv_events_config.zmq_endpoint
+        ):
+            raise FlagError(
+                f"--workers={settings.workers}: {cfg.source} has engines connect with one process ({plugin.name}: "
+                "kvEventsConfig.zmqEndpoint); use --workers=1, or let it connect with them (discoverPods)"
+            )
 
 
 def _set_ciphers(settings: Settings) -> None:

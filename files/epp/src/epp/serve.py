@@ -106,6 +106,8 @@ class Way:
     """The way of one pool's requests."""
 
     router: Router
+    workers: Sequence[Worker]
+    """Plugins that work beside the requests."""
     flow_control: FlowController[Ticket] | None
     """None when requests do not wait."""
 
@@ -120,13 +122,13 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
         known = supplies(settings, cfg, client, recorder)
         stores = {name: each.datastore for name, each in known.items()}
-        service, queues = serving(settings, cfg, stores, objectives, recorder, watchdog)
+        serves = serving(settings, cfg, stores, objectives, recorder, watchdog)
         health = Health(
             {name: partial(_synced, store) for name, store in stores.items()}, settings.ha_enable_leader_election
         )
         election = leader_election(settings, cfg, client, health, recorder)
         servers = Servers(
-            transport=TRANSPORTS[settings.transport](service, transport_options(settings)),
+            transport=TRANSPORTS[settings.transport](serves.service, transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
             observe=observing(
                 settings, client, recorder, Insight(recorder.decisions), stores, troubles(known, health, election)
@@ -136,6 +138,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             sync=_sync(settings, stores, recorder),
         )
         work: list[Worker] = [each for supply in known.values() for each in supply.work()]
+        work += serves.workers
         if objectives is not None:
             work.append(objectives)
         if servers.sync is not None:
@@ -144,7 +147,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         try:
             await servers.start()
             await run_until_stopped(
-                Running(servers.transport, health, work, election, stop, settings.drain_timeout, queues)
+                Running(servers.transport, health, work, election, stop, settings.drain_timeout, serves.queues)
             )
         finally:
             await servers.stop()
@@ -179,6 +182,17 @@ def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watc
     return StreamService(router, recorder, decision_timeout=None, watchdog=watchdog, interruptible=evicting)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What the transport serves, and all that belongs to it."""
+
+    service: StreamService
+    workers: Sequence[Worker]
+    """Plugins that work beside the requests."""
+    queues: Sequence[FlowController[Ticket]]
+    """Where requests wait."""
+
+
 def serving(
     settings: Settings,
     cfg: EndpointPickerConfig,
@@ -186,13 +200,14 @@ def serving(
     objectives: Objectives | None,
     recorder: Recorder,
     watchdog: Watchdog,
-) -> tuple[StreamService, list[FlowController[Ticket]]]:
-    """What the transport serves: for each pool its own plugins and prefix index; and where requests wait."""
+) -> Serving:
+    """What decides: for each pool its own plugins and prefix index. Raises what keeps one from being made."""
     ways = _ways(settings, cfg, stores, objectives, recorder, watchdog)
     routers = {name: way.router for name, way in ways.items()}
     router = next(iter(routers.values())) if len(routers) == 1 else PoolRouter(routers, recorder)
     queues = [way.flow_control for way in ways.values() if way.flow_control is not None]
-    return _service(cfg, router, recorder, watchdog), queues
+    workers = [each for way in ways.values() for each in way.workers]
+    return Serving(_service(cfg, router, recorder, watchdog), workers, queues)
 
 
 def _parsers(cfg: EndpointPickerConfig) -> Parsers:
@@ -265,12 +280,12 @@ def _ways(
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
-        director = Director(scheduler, datastore, recorder, options, of_pool, queue)
+        director = Director(scheduler, datastore, recorder, options, of_pool, queue, watchdog)
         director.decided = partial(recorder.decisions.note, name)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
-        ways[name] = Way(router, queue)
+        ways[name] = Way(router, scheduler.workers, queue)
     return ways
 
 

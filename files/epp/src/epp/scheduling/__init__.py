@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from epp.scheduling.api import (
     Admitter,
+    AsyncProducer,
+    Background,
     Context,
     Decider,
     Filter,
@@ -26,12 +28,16 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
+    TokenizedPrompt,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Admitter",
+    "AsyncProducer",
+    "Background",
     "Context",
     "Decider",
     "Filter",
@@ -52,5 +58,7 @@ __all__ = [
     "Scheduler",
     "SchedulingRecorder",
     "Scorer",
+    "Screener",
+    "TokenizedPrompt",
     "param",
 ]

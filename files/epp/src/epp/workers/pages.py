@@ -74,12 +74,13 @@ def merge(into: Figures, parent: States, workers: Iterable[States]) -> None:
     """Put together what all have counted.
 
     What is known of the endpoints, the source and the leader is the parent's to tell. Of what the workers tell each
-    other each has the sum already, or nearly so: the largest is taken.
+    other, or hear all the same, each has the sum already, or nearly so: the largest is taken.
     """
     own = (into.queue, into.source_up, into.leader, into.info, into.poll_errors, into.extract_errors)
     mine = {id(each) for each in (*own, into.workers, into.worker_restarts, *into.pool.values())}
     shared = (into.inflight_requests, into.inflight_tokens, into.prefix_size, into.peers)
-    largest = {id(each) for each in shared}
+    heard = (into.kv_admissions, into.kv_evictions, into.kv_skipped)  # every worker listens to the engines itself
+    largest = {id(each) for each in (*shared, *heard)}
     for figure, state in zip(into.all(), parent, strict=True):
         figure.add(state)
     for found in workers:

@@ -79,10 +79,10 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig, place: Place) ->
     for name, store in stores.items():
         recorder.watch_pool(PoolView(name, store.endpoints))
     objectives = Objectives(None, settings.pool_namespace) if settings.pool_name else None
-    service, _ = serve.serving(settings, cfg, stores, objectives, recorder, watchdog)
+    serves = serve.serving(settings, cfg, stores, objectives, recorder, watchdog)
     channel = await Channel.open(socket.socket(fileno=place.control), to_worker)
     options = serve.transport_options(settings, await _pair(channel))
-    transport = H2Transport(service, replace(options, streams=STREAMS))
+    transport = H2Transport(serves.service, replace(options, streams=STREAMS))
     ledger = Ledger(place.sender, stores)
     sync = StateSync(ledger, _peers(settings, place), recorder.peers)
     arrivals = Arrivals(socket.socket(fileno=place.gate), transport, channel)
@@ -92,7 +92,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig, place: Place) ->
     try:
         transport.prepare()
         sync.start()
-        work: list[Background] = [parent, arrivals, sync]
+        work: list[Background] = [parent, arrivals, sync, *serves.workers]
         await run_until_stopped(Running(transport, Health({}), work, None, stop, settings.drain_timeout))
     finally:
         await transport.stop()
