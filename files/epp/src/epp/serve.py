@@ -32,8 +32,8 @@ from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, 
 from epp.plugins.file_discovery import FileDiscoveryParameters
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
-from epp.requests import Parsers
-from epp.scheduling import PluginError, Scheduler
+from epp.requests import BodyReader, Guarded, Parsers
+from epp.scheduling import BodyParser, PluginError, Scheduler
 from epp.settings import Settings
 from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.transport import (
@@ -153,13 +153,25 @@ def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
-def _parsers(cfg: EndpointPickerConfig) -> Parsers:
+def _parsers(cfg: EndpointPickerConfig, scheduler: Scheduler) -> Parsers:
+    """What understands bodies: the parsers of the requests room by their types, those of somebody else as they are."""
+    names: list[str] = []
+    own: dict[str, BodyReader] = {}
+    for name in cfg.parsers:
+        plugin = scheduler.plugin(name)
+        if isinstance(plugin, BodyParser):
+            if not plugin.PATHS:
+                raise StartError(
+                    f"{cfg.source}: requestHandler.parsers: {name} ({plugin.TYPE}) has no PATHS; name some"
+                )
+            own[name] = Guarded(plugin, name)
+        names.append(name if name in own else plugin.TYPE)
     try:
-        return Parsers([cfg.plugin(name).type for name in cfg.parsers])
+        return Parsers(names, own)
     except KeyError as error:
         raise StartError(
-            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser is no "
-            "plugin that can be added, use those that epp plugins lists"
+            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser of one's "
+            "own inherits from epp.scheduling.BodyParser"
         ) from None
 
 
@@ -190,9 +202,7 @@ def _pools(
     file = _file(settings, cfg)
     names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
     tracing = _tracing(settings)
-    parsers = _parsers(cfg)
     subset = not settings.disable_endpoint_subset_filter
-    options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
     scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
     pools = []
@@ -203,6 +213,7 @@ def _pools(
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
+        options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, _parsers(cfg, scheduler))
         director = Director(scheduler, datastore, recorder, options, of_pool, queue)
         director.decided = partial(recorder.decisions.note, name)
         router: Router = director

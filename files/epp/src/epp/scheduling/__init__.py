@@ -6,8 +6,10 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 
 from __future__ import annotations
 
+from epp.model import AnswerReader, BodyError, ParsedBody, RawRequest, Usage
 from epp.scheduling.api import (
     Admitter,
+    BodyParser,
     Context,
     Decider,
     Filter,
@@ -32,11 +34,15 @@ from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Admitter",
+    "AnswerReader",
+    "BodyError",
+    "BodyParser",
     "Context",
     "Decider",
     "Filter",
     "HeaderProcessor",
     "LatencyPrediction",
+    "ParsedBody",
     "Picker",
     "Plugin",
     "PluginError",
@@ -44,6 +50,7 @@ __all__ = [
     "Producer",
     "Profile",
     "ProfileHandler",
+    "RawRequest",
     "Reporter",
     "RequestHook",
     "Responder",
@@ -52,5 +59,6 @@ __all__ = [
     "Scheduler",
     "SchedulingRecorder",
     "Scorer",
+    "Usage",
     "param",
 ]
