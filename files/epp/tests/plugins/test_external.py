@@ -95,7 +95,9 @@ class TestTheExampleOfAParser:
     HANDLER = "requestHandler:\n  parsers: [{pluginRef: custom-parser}, {pluginRef: openai-parser}]\n"
 
     def parsers(self, own: str = "- type: custom-parser\n", handler: str = HANDLER) -> Parsers:
-        cfg = config.load(self.CONFIG.replace("plugins:\n", f"plugins:\n{own}- type: openai-parser\n", 1) + handler, "c.yaml")
+        cfg = config.load(
+            self.CONFIG.replace("plugins:\n", f"plugins:\n{own}- type: openai-parser\n", 1) + handler, "c.yaml"
+        )
         return _parsers(cfg, Scheduler.from_config(cfg, registry(), Datastore(), PoolRecorder(Recorder(), "p")))
 
     def test_it_parses(self) -> None:
