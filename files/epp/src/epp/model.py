@@ -89,6 +89,10 @@ class InferenceRequest:
     target_model: str = ""
     """The model that the endpoint is asked for; differs from ``model`` after a rewrite."""
     prompt: bytes = b""
+    body: bytes = b""
+    """What the endpoint will get, while plugins ask services about it; empty before and after."""
+    prepared: bool = False
+    """Those services have answered, and the producers that they depend on need not run again."""
     stream: bool = False
     size: int = 0
     """Bytes of the body."""

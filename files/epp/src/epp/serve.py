@@ -80,6 +80,8 @@ class Pool:
     source: Source
     scraper: Scraper
     router: Router
+    workers: Sequence[Worker]
+    """Plugins that work beside the requests."""
     models: ModelsReader | None
     """Asks the endpoints for their models, if anybody wants to know."""
     flow_control: FlowController[Ticket] | None
@@ -110,6 +112,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             sync=_sync(settings, pools, recorder),
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
+        work += [each for pool in pools for each in pool.workers]
         if objectives is not None:
             work.append(objectives)
         if servers.sync is not None:
@@ -214,14 +217,14 @@ def _pools(
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
         options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, _parsers(cfg, scheduler))
-        director = Director(scheduler, datastore, recorder, options, of_pool, queue)
+        director = Director(scheduler, datastore, recorder, options, of_pool, queue, watchdog)
         director.decided = partial(recorder.decisions.note, name)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
         scraper = Scraper(datastore, scraping, recorder.scrape_failed)
         models = ModelsReader(datastore, asking) if asking else None
-        pools.append(Pool(name, datastore, source, scraper, router, models, queue))
+        pools.append(Pool(name, datastore, source, scraper, router, scheduler.workers, models, queue))
     return pools
 
 

@@ -68,6 +68,14 @@ def test_failed_requests_give_back_too(rooms: Any) -> None:
     assert rooms.recorder.named("failed") == [("ModelServerError",)]
 
 
+def test_a_refusal_because_of_headers_is_counted_with_its_model(rooms: Any) -> None:
+    with pytest.raises(Rejection, match="who are you"):
+        rooms.director.decide(asked(BODY.replace(b"llama", b"refused")))
+    assert rooms.recorder.named("request")[0][0] == "refused"
+    assert rooms.recorder.named("failed") == [("Unauthorized",)]
+    assert rooms.scheduler.seen == []
+
+
 def test_rewrite_by_header_changes_the_body(rooms: Any) -> None:
     ticket = rooms.director.decide(asked(x_gateway_model_name_rewrite="llama-v2"))
     assert ticket.route.body == BODY.replace(b'"llama"', b'"llama-v2"')

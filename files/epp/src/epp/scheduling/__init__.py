@@ -9,6 +9,8 @@ from __future__ import annotations
 from epp.model import AnswerReader, BodyError, ParsedBody, RawRequest, Usage
 from epp.scheduling.api import (
     Admitter,
+    AsyncProducer,
+    Background,
     BodyParser,
     Context,
     Decider,
@@ -28,6 +30,7 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
@@ -35,6 +38,8 @@ from epp.scheduling.scheduler import PluginError, Scheduler
 __all__ = [
     "Admitter",
     "AnswerReader",
+    "AsyncProducer",
+    "Background",
     "BodyError",
     "BodyParser",
     "Context",
@@ -59,6 +64,7 @@ __all__ = [
     "Scheduler",
     "SchedulingRecorder",
     "Scorer",
+    "Screener",
     "Usage",
     "param",
 ]

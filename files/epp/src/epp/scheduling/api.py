@@ -207,7 +207,17 @@ class HeaderProcessor(Plugin):
 
     @abstractmethod
     def request_headers(self, request: InferenceRequest) -> None:
-        """Complete the request by what its headers say. An error here costs the information, not the request."""
+        """Complete the request by what its headers say; raise Rejection to refuse it (401, 403, 404 ...). Any other
+        error costs the information, not the request."""
+
+
+class Screener(Plugin):
+    """Takes candidates away that must not get this request, before anything is found out about the others."""
+
+    @abstractmethod
+    def screen(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """The endpoints that may stay; none refuses the request with 503. Raise Rejection to refuse it otherwise. Any
+        other error leaves all of them."""
 
 
 class Producer(Plugin):
@@ -218,19 +228,50 @@ class Producer(Plugin):
         """Look at the request and its candidates. An error here costs the information, not the request."""
 
 
+class AsyncProducer(Producer):
+    """A producer that asks a service before the request is decided. Everybody else waits for nobody: only a
+    configuration with such a plugin makes decisions take turns of the event loop."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether its parameters make it ask anybody; looked at once, when all plugins are there."""
+        return True
+
+    @abstractmethod
+    async def prepare(self, request: InferenceRequest, endpoints: list[Endpoint]) -> None:
+        """Ask, and leave the answer in ``request.attributes`` (or say it in :meth:`produce`, which follows).
+
+        Called before the request waits in flow control, with the endpoints that could get it then, and after the
+        producers that were made before this one. ``request.body`` is what the endpoint will get. An error, or taking
+        longer than ``PREPARE_SECONDS``, costs the information, not the request.
+        """
+
+
+class Background(Plugin):
+    """Works on its own beside the requests."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Work until cancelled. What is raised ends the process: handle trouble that may pass."""
+
+
 class Admitter(Plugin):
     """Turns requests away before they are scheduled, when producers have said what they know."""
 
     @abstractmethod
     def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
-        """Why the request is refused (with 429), in words for the client; empty to let it pass."""
+        """Why the request is refused (with 429), in words for the client; empty to let it pass. Raise Rejection to
+        refuse it with another status. Any other error lets it pass."""
 
 
 class RequestHook(Plugin):
-    """Follows a request after the decision. Both methods do nothing unless overridden."""
+    """Follows a request after the decision. The methods do nothing unless overridden."""
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The request is about to be sent to ``decision.endpoints[0]``."""
+
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """Bytes of a good answer's body have come: the first ones, or further ones. Called often; be quick."""
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended; ``usage`` is None when the server did not say."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 import traceback
@@ -14,6 +15,8 @@ from epp.scheduling.api import (
     BYTES_PER_TOKEN,
     PREFIX_MATCH,
     Admitter,
+    AsyncProducer,
+    Background,
     Endpoints,
     Filter,
     HeaderProcessor,
@@ -29,6 +32,7 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
 )
 from epp.scheduling.profile import Failures, Outcome, ProfileRunner
 
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
     from epp.config.schema import EndpointPickerConfig, ProfileSpec
 
 NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
+SCREENED = "screeners eliminated all endpoint candidates"
+PREPARE_SECONDS = 0.4
+"""What a producer that asks a service may take of a decision's time, as in the reference."""
 MAX_ROUNDS = 8
 """Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
 
@@ -67,11 +74,22 @@ class Scheduler:
         plugins = builder.built()
         self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
         self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
+        self._screeners = [plugin for plugin in plugins if isinstance(plugin, Screener)]
         self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
+        self._asking = {each for each in self._producers if isinstance(each, AsyncProducer) and each.asks}
+        self.asks = bool(self._asking)
+        """Whether :meth:`prepare` has anything to do: call it before :meth:`schedule` then."""
+        last = max((at for at, each in enumerate(self._producers) if each in self._asking), default=-1)
+        self._early, self._late = self._producers[: last + 1], self._producers[last + 1 :]
+        self.workers = [plugin for plugin in plugins if isinstance(plugin, Background)]
+        """Plugins that want to run beside the requests."""
         self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
         hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
         self._hooks = [each for each in hooks if type(each).pre_request is not RequestHook.pre_request]
         self._completed = [each for each in hooks if type(each).response_complete is not RequestHook.response_complete]
+        self._pieces = [each for each in hooks if type(each).response_piece is not RequestHook.response_piece]
+        self.follows = bool(self._pieces)
+        """Whether any plugin wants to hear of an answer's pieces."""
         self.responders = [plugin for plugin in plugins if isinstance(plugin, Responder)]
         self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
 
@@ -91,11 +109,14 @@ class Scheduler:
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
 
     def request_headers(self, request: InferenceRequest) -> None:
-        """Let plugins complete a request by its headers; call it first, before the request waits anywhere."""
+        """Let plugins complete a request by its headers; call it first, before the request waits anywhere. Raises the
+        Rejection of one that refuses it."""
         for processor in self._header_processors:
             started = time.perf_counter()
             try:
                 processor.request_headers(request)
+            except Rejection:
+                raise
             except Exception:
                 self._failures.report(processor, "the request goes on without it")
             self._recorder.plugin("RequestHeader", processor.TYPE, processor.name, time.perf_counter() - started)
@@ -110,14 +131,30 @@ class Scheduler:
             message = "system saturated, sheddable request dropped"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
+    async def prepare(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> None:
+        """Let those producers ask their services that do so, and the ones before them produce what they may need.
+
+        Each has ``PREPARE_SECONDS``; whatever fails is missing. Where requests may wait afterwards, :meth:`schedule`
+        lets all produce once more, because what they know of endpoints may be old by then.
+        """
+        standing = _standing(candidates)
+        if not standing:
+            return
+        _estimate(request)
+        for producer in self._early:
+            if producer in self._asking:
+                await self._ask(producer, request, standing)
+            self._produce(producer, request, standing)
+        request.prepared = not self._queueing
+
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
         """Choose among ``candidates``.
 
         Raises Rejection: 429 for shed requests and for filters that leave nothing, 503 for no candidates (pass an empty
-        sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
+        sequence and let it decide: a sheddable request gets 429 even then, as in the reference) and for screeners that
+        leave nothing, and what plugins refuse with.
         """
-        if not request.prompt_tokens:
-            request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
+        _estimate(request)
         if not self._queueing:
             self.admit(request)
         standing = _standing(candidates)
@@ -162,6 +199,14 @@ class Scheduler:
             self._recorder.plugin("ResponseReceived", hook.TYPE, hook.name, time.perf_counter() - started)
         return headers
 
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """Bytes of a good answer's body have come. Not timed: it may be called for every token."""
+        for hook in self._pieces:
+            try:
+                hook.response_piece(request, decision)
+            except Exception:
+                self._failures.report(hook, "it does not learn of this piece of an answer")
+
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
         for hook in self._completed:
@@ -187,13 +232,10 @@ class Scheduler:
         return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
-        for producer in self._producers:
-            started = time.perf_counter()
-            try:
-                producer.produce(request, candidates)
-            except Exception:
-                self._failures.report(producer, "the request is scheduled without it")
-            self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
+        if self._screeners:
+            candidates = self._screen(request, candidates)
+        for producer in self._late if request.prepared else self._producers:
+            self._produce(producer, request, candidates)
         handler = self._handler
         if self._admitters:
             self._ask_admitters(request, candidates)
@@ -225,12 +267,48 @@ class Scheduler:
         handler.process_results(request, decision)
         return decision
 
+    def _produce(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+        started = time.perf_counter()
+        try:
+            producer.produce(request, candidates)
+        except Exception:
+            self._failures.report(producer, "the request is scheduled without it")
+        self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
+
+    async def _ask(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+        assert isinstance(producer, AsyncProducer)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(PREPARE_SECONDS):
+                await producer.prepare(request, candidates)
+        except Exception:
+            self._failures.report(producer, "the request is scheduled without what it asks for")
+        self._recorder.plugin("Prepare", producer.TYPE, producer.name, time.perf_counter() - started)
+
+    def _screen(self, request: InferenceRequest, candidates: list[Endpoint]) -> list[Endpoint]:
+        """Those that all screeners leave. Raises Rejection (503) if that is nobody; one that fails leaves all."""
+        for screener in self._screeners:
+            started = time.perf_counter()
+            try:
+                candidates = screener.screen(request, candidates)
+            except Rejection:
+                raise
+            except Exception:
+                self._failures.report(screener, "the candidates stay as they were")
+            finally:
+                self._recorder.plugin("Screener", screener.TYPE, screener.name, time.perf_counter() - started)
+            if not candidates:
+                raise Rejection(503, "ServiceUnavailable", SCREENED, "rejected-no-endpoints")
+        return candidates
+
     def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
-        """Raise Rejection (429) if one refuses; one that fails lets the request pass."""
+        """Raise Rejection if one refuses, 429 unless it says otherwise; one that fails lets the request pass."""
         for admitter in self._admitters:
             started = time.perf_counter()
             try:
                 refusal = admitter.admit(request, candidates)
+            except Rejection:
+                raise
             except Exception:
                 self._failures.report(admitter, "the request is admitted without it")
                 continue
@@ -271,6 +349,12 @@ def _charges(
         return (charge,)
     others = [picked[0] for name, picked in profiles.items() if name != primary]
     return (charge, *(Charge(each, uncached_tokens(request, each)) for each in others))
+
+
+def _estimate(request: InferenceRequest) -> None:
+    """Tokens of a prompt that nobody has counted."""
+    if not request.prompt_tokens:
+        request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
 
 
 def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
