@@ -166,15 +166,17 @@ requestHandler: {parsers: [{pluginRef: mine}, {pluginRef: openai-parser}]}
 )
 
 
+@pytest.fixture(scope="module")
+def parsing(around: World, main_pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Picker]:
+    """A picker with that parser and another one."""
+    file = tmp_path_factory.mktemp("parser") / "slashed.py"
+    file.write_text(PARSER)
+    with around.picker(main_pool.name, f"--plugin-path={file}", config=PARSERS) as found:
+        yield found
+
+
 class TestParser:
     """A parser of one's own, beside another."""
-
-    @pytest.fixture(scope="class")
-    def parsing(self, around: World, main_pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Picker]:
-        file = tmp_path_factory.mktemp("parser") / "slashed.py"
-        file.write_text(PARSER)
-        with around.picker(main_pool.name, f"--plugin-path={file}", config=PARSERS) as found:
-            yield found
 
     def test_it_reads_bodies(self, parsing: Picker) -> None:
         """Its prompts keep their endpoint, and a rewrite of the model changes nothing in the body."""
