@@ -31,6 +31,7 @@ from epp.scheduling.api import (
     SchedulingRecorder,
     Scorer,
     Screener,
+    TokenizedPrompt,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
@@ -65,6 +66,7 @@ __all__ = [
     "SchedulingRecorder",
     "Scorer",
     "Screener",
+    "TokenizedPrompt",
     "Usage",
     "param",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -64,6 +65,22 @@ class PrefixMatch:
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
+    weights: Mapping[Endpoint, float] | None = None
+    """The same with blocks counted for less that are not in GPU memory; None where nobody knows."""
+
+
+TOKENS = "tokens"
+"""Key in ``InferenceRequest.attributes`` under which a producer leaves a :class:`TokenizedPrompt`."""
+
+
+@dataclass(slots=True)
+class TokenizedPrompt:
+    """A prompt's token ids, as the engine will compute them."""
+
+    prompts: Sequence[array[int]]
+    """One prompt, or those of a batch; arrays of type ``I``."""
+    features: Sequence[tuple[str, int, int]] = ()
+    """Pictures and the like in the first prompt: identifier of the contents, first token, tokens; by first token."""
 
 
 LATENCY_PREDICTION = "latency-prediction"
@@ -93,6 +110,9 @@ class Endpoints(Protocol):
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Count a request of ``tokens`` uncached prompt tokens that the endpoint's metrics do not show yet."""
 
+    def on_added(self, callback: Any) -> None:
+        """Call ``callback(endpoint)`` for each endpoint that begins to serve."""
+
     def on_removed(self, callback: Any) -> None:
         """Call ``callback(endpoint)`` for each endpoint that will never serve again."""
 
@@ -111,6 +131,16 @@ class SchedulingRecorder(Protocol):
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries (block, endpoint) in a prefix index now."""
+
+    def kv_blocks(self, name: str, blocks: int, admitted: int, evicted: int, skipped: int) -> None:
+        """Blocks that engines say they hold now, and how many came, went and could not be placed since the start."""
+
+    def kv_lookup(self, name: str, seconds: float, blocks: int, hits: int, best: int) -> None:
+        """A prompt of so many blocks was looked up among them: how many were found anywhere, and on the endpoint that
+        holds most of them; in this time."""
+
+    def prefix_source(self, name: str, source: str) -> None:
+        """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
 
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
