@@ -42,8 +42,8 @@ from epp.observe import (
 from epp.plugins.file_discovery import FileDiscoveryParameters
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
-from epp.requests import Parsers
-from epp.scheduling import PluginError, Scheduler
+from epp.requests import BodyReader, Guarded, Parsers
+from epp.scheduling import BodyParser, PluginError, Scheduler
 from epp.settings import Settings
 from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.transport import (
@@ -210,13 +210,25 @@ def serving(
     return Serving(_service(cfg, router, recorder, watchdog), workers, queues)
 
 
-def _parsers(cfg: EndpointPickerConfig) -> Parsers:
+def _parsers(cfg: EndpointPickerConfig, scheduler: Scheduler) -> Parsers:
+    """What understands bodies: the parsers of the requests room by their types, those of somebody else as they are."""
+    names: list[str] = []
+    own: dict[str, BodyReader] = {}
+    for name in cfg.parsers:
+        plugin = scheduler.plugin(name)
+        if isinstance(plugin, BodyParser):
+            if not plugin.PATHS:
+                raise StartError(
+                    f"{cfg.source}: requestHandler.parsers: {name} ({plugin.TYPE}) has no PATHS; name some"
+                )
+            own[name] = Guarded(plugin, name)
+        names.append(name if name in own else plugin.TYPE)
     try:
-        return Parsers([cfg.plugin(name).type for name in cfg.parsers])
+        return Parsers(names, own)
     except KeyError as error:
         raise StartError(
-            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser is no "
-            "plugin that can be added, use those that epp plugins lists"
+            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser of one's "
+            "own inherits from epp.scheduling.BodyParser"
         ) from None
 
 
@@ -272,14 +284,13 @@ def _ways(
     watchdog: Watchdog,
 ) -> dict[str, Way]:
     tracing = _tracing(settings)
-    parsers = _parsers(cfg)
     subset = not settings.disable_endpoint_subset_filter
-    options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     ways = {}
     for name, datastore in stores.items():
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
+        options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, _parsers(cfg, scheduler))
         director = Director(scheduler, datastore, recorder, options, of_pool, queue, watchdog)
         director.decided = partial(recorder.decisions.note, name)
         router: Router = director

@@ -19,6 +19,16 @@ from benchmarks.client import Client
 from ports import free_port
 
 HOSTS = tuple(f"127.84.0.{number}" for number in range(1, 9))
+CONFIG = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- {type: active-request-scorer}
+- {type: prefix-cache-scorer}
+schedulingProfiles:
+- name: default
+  plugins: [{pluginRef: active-request-scorer, weight: 1}, {pluginRef: prefix-cache-scorer, weight: 2}]
+"""
 Start = Callable[..., contextlib.AbstractContextManager["Picker"]]
 
 
@@ -98,7 +108,8 @@ def start(endpoints: Path) -> Start:
 
     @contextlib.contextmanager
     def started(*flags: str) -> Iterator[Picker]:
-        with rig.epp(f"--endpoints-file={endpoints}", "--secure-serving=false", "--workers=2", *flags) as epp:
+        own = (f"--endpoints-file={endpoints}", f"--config-text={CONFIG}", "--secure-serving=false", "--workers=2")
+        with rig.epp(*own, *flags) as epp:
             picker = Picker(epp)
             epp.process.wait_for(picker.whole)
             epp.process.wait_for(lambda: picker.epp.endpoints()[-1]["metrics"]["ageSeconds"] is not None)

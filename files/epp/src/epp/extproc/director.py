@@ -439,7 +439,12 @@ class Director:
             route.headers[m.REQUEST_ID] = request.request_id
         if self._options.tracing is not None:
             route.headers.update(self._options.tracing.headers(need.headers))
-        if need.body and request.target_model != request.model:
+        reader = self._options.parsers.reader(need.headers.get(":path", ""))
+        if reader is not None:
+            route.follow = reader.answer
+            if not reader.NAMES_MODEL:
+                route.model = route.target_model  # there is nothing to rename
+        if need.body and route.target_model != route.model:
             replaced = replace_model(need.body, request.target_model, need.headers.get("content-type", ""))
             if replaced is None:
                 raise Rejection(400, "BadRequest", "model not found in request body")

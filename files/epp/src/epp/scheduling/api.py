@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from epp.datalayer.journal import Journal
-from epp.model import Decision, Endpoint, InferenceRequest, Reply, Usage
+from epp.model import AnswerReader, Decision, Endpoint, InferenceRequest, ParsedBody, RawRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
 """Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
@@ -377,6 +377,26 @@ class Extractor(Plugin):
 
 class Parser(Plugin):
     """Says which requests are understood; only its presence matters, the parsing is the requests room's."""
+
+
+class BodyParser(Parser):
+    """A parser that reads bodies itself: what one's own parsers inherit from."""
+
+    PATHS: tuple[str, ...] = ()
+    """How the paths end that it takes, without the query. Of all ends that match, of any parser, the longest counts,
+    then the parser that ``requestHandler.parsers`` names first. An empty end takes what no other parser takes."""
+    NAMES_MODEL: bool = True
+    """Bodies have the model where it can be replaced: a member ``model`` of a JSON object, a form's field ``model``.
+    If not, a rewrite of the model decides where a request goes, and changes nothing in it."""
+
+    @abstractmethod
+    def parse(self, request: RawRequest) -> ParsedBody:
+        """What a request says, whatever its content type. Raise BodyError to refuse it (400); any other error is
+        logged, and the request goes on as one of which nothing is known."""
+
+    def answer(self) -> AnswerReader | None:
+        """A new reader for the answer of one request, None: it has a ``usage`` as those of the OpenAI API."""
+        return None
 
 
 class Profile(Protocol):
