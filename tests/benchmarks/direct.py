@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import uvloop
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
@@ -88,6 +89,8 @@ class _Connection(asyncio.Protocol):
         self._streams, self._source, self._result, self._more = streams, source, result, more
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tail = b""
+        self._leaving = False
+        """The picker wants this connection to end."""
         self._next = 1
         self._open: dict[int, tuple[int, float]] = {}
         """Exchanges: the prompt's number, and when it began; 0.0 once it is decided."""
@@ -147,7 +150,9 @@ class _Connection(asyncio.Protocol):
             return _frame(_PING, _ACK, 0, payload)
         if kind == _HEADERS and flags & _END_STREAM:
             return self._ended(number)
-        if kind in (_RST, _GOAWAY):
+        if kind == _GOAWAY and not int.from_bytes(payload[4:8]):
+            self._leaving = True
+        elif kind in (_RST, _GOAWAY):
             self._fail(f"the picker sent a frame of type {kind}: {payload!r}")
         return b""
 
@@ -155,7 +160,7 @@ class _Connection(asyncio.Protocol):
         _, began = self._open.pop(number)
         if began:
             self._fail("an exchange ended without a decision")
-        return self._begin() if self._more() else b""
+        return self._begin() if self._more() and not self._leaving else b""
 
     def _fail(self, text: str) -> None:
         if not self.done.done():
@@ -175,15 +180,19 @@ def run(port: int, source: Source, connections: int, streams: int, seconds: floa
 async def _run(port: int, source: Source, connections: int, streams: int, seconds: float) -> Result:
     result, loop = Result(), asyncio.get_running_loop()
     started = time.perf_counter()
-    waiting = []
-    for _ in range(connections):
-        _, connection = await loop.create_connection(
-            lambda: _Connection(streams, source, result, lambda: time.perf_counter() < started + seconds),
-            "127.0.0.1",
-            port,
-        )
-        waiting.append(connection.done)
-    async with asyncio.timeout(seconds + GRACE_SECONDS):
-        await asyncio.gather(*waiting)
+
+    def more() -> bool:
+        return time.perf_counter() < started + seconds
+
+    async def connection() -> None:
+        """One after the other, as the picker asks for it."""
+        while more():
+            make = partial(_Connection, streams, source, result, more)
+            _, made = await loop.create_connection(make, "127.0.0.1", port)
+            await made.done
+
+    async with asyncio.timeout(seconds + GRACE_SECONDS), asyncio.TaskGroup() as group:
+        for _ in range(connections):
+            group.create_task(connection())
     result.seconds = time.perf_counter() - started
     return result
