@@ -31,7 +31,7 @@ from lab.progress import Progress
 
 from .conftest import Json, Playbook, Run
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 KINDS = {
     "Backend",
