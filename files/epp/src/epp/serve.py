@@ -30,6 +30,7 @@ from epp.flowcontrol import FlowController
 from epp.model import Endpoint
 from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.plugins.inflight_load_producer import InflightLoadProducer
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
 from epp.requests import BodyReader, Guarded, Parsers
@@ -212,7 +213,8 @@ def _pools(
     for name in names:
         datastore = Datastore(name)
         source = _source(settings, file, client, datastore)
-        recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
+        stale = settings.metrics_staleness_threshold
+        recorder.watch_pool(PoolView(name, datastore.endpoints, stale, source.problem, _producer(cfg)))
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
@@ -226,6 +228,12 @@ def _pools(
         models = ModelsReader(datastore, asking) if asking else None
         pools.append(Pool(name, datastore, source, scraper, router, scheduler.workers, models, queue))
     return pools
+
+
+def _producer(cfg: EndpointPickerConfig) -> str:
+    """Under whose name the requests in flight are shown: they are counted whether or not a plugin asks for it."""
+    kind = InflightLoadProducer.TYPE
+    return next((spec.name for spec in cfg.plugins if spec.type == kind), kind)
 
 
 def _source(

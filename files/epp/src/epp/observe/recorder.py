@@ -13,7 +13,7 @@ from importlib import metadata
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 
-from epp.model import Endpoint, Usage
+from epp.model import NO_FLOW, Endpoint, FlowShare, Usage
 from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 from epp.observe.series import Buckets
@@ -38,6 +38,8 @@ class PoolView:
     """Readings that are overdue by more seconds are left out."""
     problem: Callable[[], str] = str
     """Why the endpoints may be out of date; empty when they are not."""
+    producer: str = "inflight-load-producer"
+    """Whose counts of requests in flight these are: the name of the plugin that says how they are estimated."""
 
 
 class _Bound:
@@ -332,8 +334,7 @@ class Recorder:
         now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
-            figures.inflight_requests.value(endpoint.name, endpoint.namespace).set(endpoint.inflight)
-            figures.inflight_tokens.value(endpoint.name, endpoint.namespace).set(endpoint.inflight_tokens)
+            self._measure_load(view, endpoint)
             metrics = endpoint.metrics
             if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
@@ -348,6 +349,21 @@ class Recorder:
             figures.pool[f"std_dev_{name}"].value(view.name).set(statistics.pstdev(values) if values else 0.0)
         figures.pool["ready_endpoints"].value(view.name).set(len(endpoints))
         figures.source_up.value(view.name).set(0.0 if view.problem() else 1.0)
+
+    def _measure_load(self, view: PoolView, endpoint: Endpoint) -> None:
+        """What each flow has in flight; an endpoint without any has one series, which says so.
+
+        Names of flows are those that requests were counted by; those beyond the bound are one.
+        """
+        # The list is made in one step: the event loop may be at work in another thread.
+        for (fairness_id, priority), share in list(endpoint.flows.items()) or [(NO_FLOW, FlowShare())]:
+            flow, rank = "", ""
+            if share.requests:
+                flow = fairness_id if fairness_id in self._flows else OTHER
+                rank = str(priority) if str(priority) in self._priorities else OTHER
+            where = (endpoint.name, endpoint.namespace, view.producer, flow, rank)
+            self.figures.inflight_requests.value(*where).add(share.requests)
+            self.figures.inflight_tokens.value(*where).add(share.tokens)
 
 
 class PoolRecorder:
