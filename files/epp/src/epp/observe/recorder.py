@@ -260,6 +260,23 @@ class Recorder:
         """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
         self.figures.prefix_source.value(name, PRECISE, source).add()
 
+    def predicted_in(self, model: str, target_model: str, seconds: float) -> None:
+        """A latency predictor has answered, in this time."""
+        labels = (_bounded(model, self._models), _bounded(target_model, self._models))
+        for kind in ("ttft", "tpot"):
+            self.figures.prediction_took[kind].histogram(*labels).observe(seconds)
+            self.figures.request_metric.value(*labels, f"{kind}_prediction_duration").set(seconds)
+
+    def latency(self, model: str, target_model: str, kind: str, actual: float, predicted: float, late: bool) -> None:
+        """A latency in seconds as it was and as it was predicted, and whether the client wanted it shorter."""
+        labels = (_bounded(model, self._models), _bounded(target_model, self._models))
+        self.figures.request_metric.value(*labels, kind).set(actual)
+        if predicted > 0:
+            self.figures.predicted[kind].histogram(*labels).observe(predicted)
+            self.figures.request_metric.value(*labels, f"predicted_{kind}").set(predicted)
+        if late:
+            self.figures.slo_violations.value(*labels, kind).add()
+
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
         model = _bounded(model or "unknown", self._models)
@@ -360,6 +377,8 @@ class PoolRecorder:
         self.prefix_match = recorder.prefix_match
         self.kv_lookup = recorder.kv_lookup
         self.prefix_source = recorder.prefix_source
+        self.predicted_in = recorder.predicted_in
+        self.latency = recorder.latency
         self.disaggregated = recorder.disaggregated
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
