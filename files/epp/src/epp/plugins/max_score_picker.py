@@ -40,7 +40,7 @@ class MaxScorePicker(Picker):
             best = max(scores)
             ties = [endpoint for endpoint, score in zip(endpoints, scores, strict=True) if score == best]
             if len(ties) > 1:
-                least = min(endpoint.inflight for endpoint in ties)
+                least = min([endpoint.inflight for endpoint in ties])
                 ties = [endpoint for endpoint in ties if endpoint.inflight == least]
             return [ties[0] if len(ties) == 1 else self._rng.choice(ties)]
         rated = list(zip(endpoints, scores, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -59,11 +59,18 @@ class PrefixMatch:
     """How much of one request's prompt each endpoint is believed to hold in its prefix cache."""
 
     hashes: Sequence[int]
-    """Chained hash of each block of the prompt, first block first."""
+    """Chained hashes of the prompt's blocks, first block first; a hash may stand for several blocks."""
     block_tokens: int
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
+    total: int = 0
+    """Blocks of the prompt; as many as hashes, unless it is given."""
+
+    def __post_init__(self) -> None:
+        """Count the blocks."""
+        if not self.total:
+            self.total = len(self.hashes)
 
 
 LATENCY_PREDICTION = "latency-prediction"
@@ -103,8 +110,8 @@ class SchedulingRecorder(Protocol):
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""
 
-    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
-        """One call of one plugin."""
+    def timer(self, extension_point: str, plugin_type: str, name: str) -> Callable[[float], None]:
+        """What takes the seconds of each call of one plugin."""
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes of a prompt that the chosen endpoint was believed to hold, and the bytes of the prompt."""
