@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,6 +170,39 @@ class TestTokenLoad:
         with in_flight(found, long_prompt(), hint=[pool.hostports[0]]):
             page = eventually(found.metrics, lambda page: page.value("llm_d_epp_inflight_requests") == 1)
             assert 9_000 < page.value("llm_d_epp_inflight_tokens") < 12_000
+        eventually(lambda: found.metrics().value("llm_d_epp_inflight_tokens") == 0)
+
+    FILM = json.dumps(
+        {
+            "model": "m",
+            "messages": [
+                {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "https://x.test/a.mp4"}}]}
+            ],
+        }
+    ).encode()
+
+    @pytest.mark.parametrize(
+        ("headers", "tokens"),
+        [
+            ({}, 10 * 225),
+            ({"x-llm-d-video-duration-seconds": "100"}, 100 * 225),
+            ({"x-llm-d-video-resolution": "1280x720"}, 10 * 900),
+            ({"x-llm-d-video-fps": "48"}, 2 * 10 * 225),
+            ({"x-llm-d-video-duration-seconds": "2.5", "x-llm-d-video-fps": "48"}, 5 * 225),
+        ],
+        ids=["as assumed", "length", "resolution", "rate", "length and rate"],
+    )
+    def test_videos(self, configured: Pickers, headers: dict[str, str], tokens: int) -> None:
+        """A video weighs what its length, resolution and rate come to, as headers say: a frame of 640x360 is 225
+        tokens, and of 24 frames one is looked at."""
+        frames = "frames: {mode: strided, strided: {frameStride: 24}}"
+        producer = f"{{type: token-producer, parameters: {{estimate: {{video: {{{frames}}}}}}}}}"
+        found = configured(one("token-load-scorer", "{queueThresholdTokens: 100000}", producer))
+        headers = {":path": "/v1/chat/completions", **headers}
+        with in_flight(found, self.FILM, headers=headers):
+            page = eventually(found.metrics, lambda page: page.value("llm_d_epp_inflight_requests") == 1)
+            text = len(self.FILM) // 4
+            assert tokens <= page.value("llm_d_epp_inflight_tokens") <= tokens + text
         eventually(lambda: found.metrics().value("llm_d_epp_inflight_tokens") == 0)
 
 

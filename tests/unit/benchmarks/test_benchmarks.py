@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, report
+from benchmarks import datapath, metrics, report
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, ratio
@@ -98,3 +98,20 @@ def test_modes_of_the_reference() -> None:
         "full duplex",
         "request and response headers",
     }
+
+
+def test_no_figure_costs_more_than_a_counters_increment() -> None:
+    costs = metrics.measure(rounds=5, calls=300)
+    assert {cost.name: cost.figures for cost in costs} == {
+        "stream opened": 1,
+        "request parsed": 3,
+        "plugin called": 1,
+        "prefix looked up": 2,
+        "endpoint chosen": 2,
+        "own work done": 1,
+        "piece of the answer": 1,
+        "answer ended": 8,
+        "request failed": 2,
+        "stream closed": 3,
+    }
+    assert metrics.verdict(costs) != 1, [f"{cost.name}: {cost.ratio}" for cost in costs]

@@ -32,8 +32,8 @@ from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, 
 from epp.plugins.file_discovery import FileDiscoveryParameters
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
-from epp.requests import Parsers
-from epp.scheduling import PluginError, Scheduler
+from epp.requests import BodyReader, Guarded, Parsers
+from epp.scheduling import BodyParser, PluginError, Scheduler
 from epp.settings import Settings
 from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.transport import (
@@ -80,6 +80,8 @@ class Pool:
     source: Source
     scraper: Scraper
     router: Router
+    workers: Sequence[Worker]
+    """Plugins that work beside the requests."""
     models: ModelsReader | None
     """Asks the endpoints for their models, if anybody wants to know."""
     flow_control: FlowController[Ticket] | None
@@ -110,6 +112,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             sync=_sync(settings, pools, recorder),
         )
         work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
+        work += [each for pool in pools for each in pool.workers]
         if objectives is not None:
             work.append(objectives)
         if servers.sync is not None:
@@ -153,13 +156,25 @@ def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
     return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
 
 
-def _parsers(cfg: EndpointPickerConfig) -> Parsers:
+def _parsers(cfg: EndpointPickerConfig, scheduler: Scheduler) -> Parsers:
+    """What understands bodies: the parsers of the requests room by their types, those of somebody else as they are."""
+    names: list[str] = []
+    own: dict[str, BodyReader] = {}
+    for name in cfg.parsers:
+        plugin = scheduler.plugin(name)
+        if isinstance(plugin, BodyParser):
+            if not plugin.PATHS:
+                raise StartError(
+                    f"{cfg.source}: requestHandler.parsers: {name} ({plugin.TYPE}) has no PATHS; name some"
+                )
+            own[name] = Guarded(plugin, name)
+        names.append(name if name in own else plugin.TYPE)
     try:
-        return Parsers([cfg.plugin(name).type for name in cfg.parsers])
+        return Parsers(names, own)
     except KeyError as error:
         raise StartError(
-            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser is no "
-            "plugin that can be added, use those that epp plugins lists"
+            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser of one's "
+            "own inherits from epp.scheduling.BodyParser"
         ) from None
 
 
@@ -190,9 +205,7 @@ def _pools(
     file = _file(settings, cfg)
     names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
     tracing = _tracing(settings)
-    parsers = _parsers(cfg)
     subset = not settings.disable_endpoint_subset_filter
-    options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
     given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
     scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
     pools = []
@@ -203,14 +216,15 @@ def _pools(
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
-        director = Director(scheduler, datastore, recorder, options, of_pool, queue)
+        options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, _parsers(cfg, scheduler))
+        director = Director(scheduler, datastore, recorder, options, of_pool, queue, watchdog)
         director.decided = partial(recorder.decisions.note, name)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
         scraper = Scraper(datastore, scraping, recorder.scrape_failed)
         models = ModelsReader(datastore, asking) if asking else None
-        pools.append(Pool(name, datastore, source, scraper, router, models, queue))
+        pools.append(Pool(name, datastore, source, scraper, router, scheduler.workers, models, queue))
     return pools
 
 

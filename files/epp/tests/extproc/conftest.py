@@ -109,8 +109,11 @@ class FakeScheduler:
         self.completed: list[Usage | None] = []
         self.broken: Exception | None = None
         self.headers: dict[str, str] = {}
+        self.asks = self.follows = False
 
     def request_headers(self, request: InferenceRequest) -> None:
+        if request.model == "refused":
+            raise Rejection(401, "Unauthorized", "who are you?")
         request.attributes["headers seen"] = True
 
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
@@ -122,6 +125,12 @@ class FakeScheduler:
         self.seen.append(request)
         self.prompts.append(request.prompt)
         return Decision((candidates[-1],), {each.hostport: 0.5 for each in candidates}, headers=dict(self.headers))
+
+    async def prepare(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> None:
+        raise AssertionError("nobody asks")
+
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        raise AssertionError("nobody follows")
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         if request.model == "breaks-hooks":

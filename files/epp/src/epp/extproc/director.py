@@ -7,11 +7,13 @@ schedule, pre-request hooks. A request that gets an endpoint gives it back exact
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +34,17 @@ IF_AVAILABLE = "if-available"
 
 class Scheduler(Protocol):
     """Chooses endpoints; see ``epp.scheduling``."""
+
+    asks: bool
+    """Whether services have to be asked before; then :meth:`prepare` comes first."""
+    follows: bool
+    """Whether anybody wants to hear of the pieces of answers."""
+
+    async def prepare(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> None:
+        """Ask services about the request; whatever fails is missing."""
+
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """Bytes of an answer's body have come."""
 
     def request_headers(self, request: InferenceRequest) -> None:
         """Let plugins complete the request by its headers."""
@@ -183,6 +196,8 @@ class Ticket:
         self.record = record
         self.hold = hold
         self._owner = owner
+        self.followed = owner.follows
+        """Somebody wants to hear of the pieces of the answer; see :meth:`piece`."""
         self.open = True
         """Neither has been called yet."""
         self.evicted: Rejection | None = None
@@ -213,6 +228,10 @@ class Ticket:
             self.fail(rejection.code)
             if self.on_evict is not None:
                 self.on_evict(rejection)
+
+    def piece(self) -> None:
+        """Bytes of the answer's body have come."""
+        self._owner.response_piece(self.request, self.decision)
 
     def response_received(self, served: str) -> dict[str, str]:
         """The answer's headers are here; headers to set on it."""
@@ -271,14 +290,17 @@ class Director:
         options: DirectorOptions | None = None,
         objectives: Objectives | None = None,
         flow_control: FlowControl | None = None,
+        watchdog: AbstractContextManager[None] | None = None,
     ) -> None:
-        """Without ``flow_control`` no request waits."""
+        """Without ``flow_control`` no request waits. ``watchdog`` is entered for decisions in a turn of their own."""
         self._scheduler = scheduler
         self._pool = pool
         self._recorder = recorder
         self._options = options or DirectorOptions()
         self._objectives = objectives or NoObjectives()
         self._flow = flow_control
+        self._watchdog = watchdog or nullcontext()
+        self.follows = scheduler.follows
         self.decided: Callable[[InferenceRequest, Decision | Rejection], None] = lambda request, outcome: None
         """Takes note of every outcome."""
 
@@ -291,13 +313,56 @@ class Director:
             self._recorder.rejected("BadRequest")
             raise Rejection(400, "BadRequest", str(error)) from None
         request = self._request(need, parsed)
-        self._scheduler.request_headers(request)
-        record = self._recorder.request(
-            request.model, request.target_model, request.size, request.priority, request.fairness_id
-        )
+        try:
+            self._scheduler.request_headers(request)
+        except Rejection as rejection:
+            self._record(request).failed(rejection.code)
+            self.decided(request, rejection)
+            raise
+        record = self._record(request)
+        if self._scheduler.asks:
+            # Begun at once: a task that is cancelled before its first turn could not close the record.
+            work = self._ask_first(need, request, record, time.perf_counter() - started)
+            return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         if self._flow is None:
             return self.route(need, request, record, started)
         return self._flow.submit(Routing(self, need, request, record, time.perf_counter() - started))
+
+    async def _ask_first(
+        self, need: NeedDecision, request: InferenceRequest, record: RequestRecord, spent: float
+    ) -> Ticket:
+        """Route a request once services have been asked about it; ``spent`` seconds were ours before."""
+        try:
+            request.body = self._route(need, request).body or need.body
+            await self._scheduler.prepare(request, self.candidates(need.subset))
+        except Rejection as rejection:
+            record.failed(rejection.code)
+            self.decided(request, rejection)
+            raise
+        except asyncio.CancelledError:
+            record.failed("ClientDisconnected")
+            raise
+        finally:
+            request.body = b""
+        with self._watchdog:
+            started = time.perf_counter() - spent
+            if self._flow is None:
+                return self.route(need, request, record, started)
+            found = self._flow.submit(Routing(self, need, request, record, spent))
+        if isinstance(found, Ticket):
+            return found
+        waiting = asyncio.ensure_future(found)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                waiting.result().fail("ClientDisconnected")
+            raise
+
+    def _record(self, request: InferenceRequest) -> RequestRecord:
+        return self._recorder.request(
+            request.model, request.target_model, request.size, request.priority, request.fairness_id
+        )
 
     def route(self, need: NeedDecision, request: InferenceRequest, record: RequestRecord, started: float) -> Ticket:
         """The second half of :meth:`decide`, for routings too; ``started`` is when our work on it began."""
@@ -377,7 +442,12 @@ class Director:
             route.headers[m.REQUEST_ID] = request.request_id
         if self._options.tracing is not None:
             route.headers.update(self._options.tracing.headers(need.headers))
-        if need.body and request.target_model != request.model:
+        reader = self._options.parsers.reader(need.headers.get(":path", ""))
+        if reader is not None:
+            route.follow = reader.answer
+            if not reader.NAMES_MODEL:
+                route.model = route.target_model  # there is nothing to rename
+        if need.body and route.target_model != route.model:
             replaced = replace_model(need.body, request.target_model, need.headers.get("content-type", ""))
             if replaced is None:
                 raise Rejection(400, "BadRequest", "model not found in request body")
@@ -408,6 +478,10 @@ class Director:
     ) -> dict[str, str]:
         """An answer has begun, from ``served`` (``ip:port``, if known), also one whose request was never seen."""
         return self._scheduler.response_received(served, request, decision)
+
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """For tickets: bytes of the answer's body have come."""
+        self._scheduler.response_piece(request, decision)
 
     def report(self, request: InferenceRequest, usage: Usage | None) -> Report:
         """For tickets: what the gateway shall know of an answer that has ended."""

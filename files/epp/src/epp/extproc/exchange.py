@@ -210,7 +210,9 @@ class Exchange:
             return {}
         if response.size != self._size and response.status < 400:
             self._size = response.size
-            ticket.record.piece(response.streaming)
+            ticket.record.piece(response.streaming or ticket.request.stream)
+            if ticket.followed:
+                ticket.piece()
         if not response.ended:
             return {}
         self._service.processed(self._spent)

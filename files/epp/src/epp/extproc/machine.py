@@ -38,7 +38,7 @@ from epp.extproc.incoming import (
 from epp.extproc.messages import BodyMode
 from epp.extproc.response import ResponsePhase
 from epp.model import Immediate, Rejection
-from epp.requests import replace_model
+from epp.requests import AnswerReader, UsageTail, replace_model
 
 Messages = Iterable[bytes]
 """Serialised ProcessingResponses, in order; large ones are made when they are asked for."""
@@ -82,6 +82,8 @@ class Route:
     """The model that the client asked for."""
     target_model: str = ""
     """The model that the endpoint is asked for. Where it differs, names change in the body, and back in the answer."""
+    follow: Callable[[], AnswerReader | None] = UsageTail
+    """Makes what reads the token counts of the answer; None for the usual one."""
 
 
 class StreamMachine:
@@ -268,7 +270,8 @@ class StreamMachine:
             rename = None
             if self._route and self._route.model and self._route.model != self._route.target_model:
                 rename = (self._route.target_model, self._route.model)
-            self.response = ResponsePhase(self._response_mode, rename, self._marks)
+            tail = self._route.follow() if self._route else None
+            self.response = ResponsePhase(self._response_mode, rename, self._marks, tail)
         return self.response
 
 

@@ -113,6 +113,23 @@ class Figures:
         self.hit_ratio = _extension("prefix_indexer_hit_ratio", text, RATIO, owner, old_labels=())
         text = "Bytes of the prompt that the chosen endpoint was believed to hold."
         self.hit_bytes = _extension("prefix_indexer_hit_bytes", text, HIT_BYTES, owner, old_labels=())
+        text = "Blocks that engines have named and that could be placed."
+        self.kv_admissions = _canonical("kv_cache_index_admissions_total", text, *owner, counter=True)
+        text = "Blocks that engines have thrown away, or that were forgotten for want of room."
+        self.kv_evictions = _canonical("kv_cache_index_evictions_total", text, *owner, counter=True)
+        text = "Blocks that engines have named and that could not be placed: what comes before them is not known."
+        self.kv_skipped = _canonical("kv_cache_index_skipped_total", text, *owner, counter=True)
+        text = "Prompts that were looked up among the blocks that engines have named."
+        self.kv_lookups = _canonical("kv_cache_index_lookup_requests_total", text, *owner, counter=True)
+        text = "Blocks of those prompts that any endpoint holds."
+        self.kv_hits = _canonical("kv_cache_index_lookup_hits_total", text, *owner, counter=True)
+        text = "Blocks of those prompts that the endpoint which holds most of them holds."
+        self.kv_best = _canonical("kv_cache_index_max_pod_hit_count_total", text, *owner, counter=True)
+        text = "Seconds per look-up."
+        name = _CANONICAL + "kv_cache_index_lookup_latency_seconds"
+        self.kv_latency = Figure(owner, (view(name, text, *owner),), SHORT)
+        text = "Prompts whose prefix was looked up by what engines say (events), or by what was sent where (estimate)."
+        self.prefix_source = _canonical("precise_prefix_lookups_total", text, *owner, "source", counter=True)
         self.processing = {
             phase: Figure(
                 (),

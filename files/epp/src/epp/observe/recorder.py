@@ -17,6 +17,7 @@ from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 from epp.observe.series import Buckets, Value
 
+PRECISE = "precise-prefix-cache-producer"
 PD_HANDLER = "pd-profile-handler"
 """The plugin whose decisions have a metric of their own, too."""
 MAX_VALUES = 256
@@ -152,6 +153,7 @@ class Recorder:
         # Looked up once: these count on every request.
         self._scheduled = self.figures.scheduling.histogram()
         self._processing = {phase: figure.histogram() for phase, figure in self.figures.processing.items()}
+        self._kv_counted: dict[tuple[str, str], tuple[int, int, int]] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -245,6 +247,29 @@ class Recorder:
     def prefix_index_size(self, name: str, entries: int, pool: str = "") -> None:
         """Entries in the prefix index of a plugin now; those of several pools add up."""
         self._prefix_sizes[pool, name] = entries
+
+    def kv_blocks(self, name: str, blocks: int, admitted: int, evicted: int, skipped: int, pool: str = "") -> None:
+        """Blocks that engines say they hold now, and how many came, went and could not be placed since the start."""
+        figures, counted = self.figures, (admitted, evicted, skipped)
+        before = self._kv_counted.get((pool, name), (0, 0, 0))
+        self._kv_counted[pool, name] = counted
+        for figure, now, then in zip(
+            (figures.kv_admissions, figures.kv_evictions, figures.kv_skipped), counted, before, strict=True
+        ):
+            figure.value(name, PRECISE).add(now - then)
+        self._prefix_sizes[pool, name] = blocks
+
+    def kv_lookup(self, name: str, seconds: float, blocks: int, hits: int, best: int) -> None:
+        """A prompt of so many blocks was looked up among those: how many were found, anywhere and on one endpoint."""
+        figures = self.figures
+        figures.kv_lookups.value(name, PRECISE).add()
+        figures.kv_hits.value(name, PRECISE).add(hits)
+        figures.kv_best.value(name, PRECISE).add(best)
+        figures.kv_latency.histogram(name, PRECISE).observe(seconds)
+
+    def prefix_source(self, name: str, source: str) -> None:
+        """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
+        self.figures.prefix_source.value(name, PRECISE, source).add()
 
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
@@ -344,6 +369,8 @@ class PoolRecorder:
         self.scheduled = recorder.scheduled
         self.timer = recorder.timer
         self.prefix_match = recorder.prefix_match
+        self.kv_lookup = recorder.kv_lookup
+        self.prefix_source = recorder.prefix_source
         self.disaggregated = recorder.disaggregated
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
@@ -352,6 +379,10 @@ class PoolRecorder:
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries in a prefix index of this pool now."""
         self._recorder.prefix_index_size(name, entries, self._pool)
+
+    def kv_blocks(self, name: str, blocks: int, admitted: int, evicted: int, skipped: int) -> None:
+        """Blocks that engines of this pool say they hold now, and what has become of them so far."""
+        self._recorder.kv_blocks(name, blocks, admitted, evicted, skipped, self._pool)
 
 
 def _bounded(value: str, seen: set[str]) -> str:

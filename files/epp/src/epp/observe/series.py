@@ -90,6 +90,11 @@ class Figure:
             found = self._histograms[labels] = Buckets(self._bounds)
         return found
 
+    def items(self) -> Iterator[tuple[tuple[str, ...], Value | Buckets]]:
+        """The numbers and histograms there are, by their label values."""
+        yield from self._values.items()
+        yield from self._histograms.items()
+
     def clear(self) -> None:
         """Forget everything, for gauges that are computed anew."""
         self._values.clear()

@@ -99,7 +99,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         if total > RUNG:
             total = min(-(-len(prompt) // block_bytes), most)
             blocks = {endpoint: min(plain_blocks(depth), total) for endpoint, depth in blocks.items()}
-        request.attributes[self._key] = PrefixMatch(hashes, block_bytes // BYTES_PER_TOKEN, blocks, total)
+        request.attributes[self._key] = PrefixMatch(hashes, block_bytes // BYTES_PER_TOKEN, blocks, total=total)
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The chosen endpoints will hold this prompt."""

@@ -3,50 +3,29 @@
 
 The body is validated as JSON, but only ``model`` and a few scalars are decoded. The prompt stays what the client sent:
 the JSON bytes of ``prompt``, ``messages`` or ``input``. Equal prefixes of a conversation are equal bytes, and prefix
-hashing asks for no more. Of a multipart form the fields are read and the files are not.
+hashing asks for no more. Of a multipart form the fields are read and the files are not. Interfaces that are neither
+have readers of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
+from epp.model import BodyError, ParsedBody, RawRequest
 from epp.requests import form, media
-from epp.requests.apis import APIS, DEFAULT, FALLBACKS, LENIENT, UNKNOWN_PATH, Api
+from epp.requests.apis import APIS, DEFAULT, FALLBACKS, LENIENT, READERS, UNKNOWN_PATH, Api
+from epp.requests.protobuf import WireError
+from epp.requests.readers import BodyReader
 from epp.requests.scan import members, text
-from epp.requests.wrapped import WrappedError, unwrap
+from epp.requests.wrapped import unwrap
 
 _ABSENT = msgspec.Raw(b"")
 _NO_HEADERS: Mapping[str, str] = {}
 GRPC = "application/grpc"
 MAX_PATHS = 1024
 """Different paths of which the interface is remembered."""
-
-
-class BodyError(ValueError):
-    """A body that cannot be routed; the text is for the client."""
-
-
-@dataclass(slots=True)
-class ParsedBody:
-    """What a request body says. A body that is none of our business gives an empty one."""
-
-    model: str = ""
-    prompt: bytes = b""
-    """JSON bytes of the prompt, the messages or the input, as the client sent them."""
-    stream: bool = False
-    max_tokens: int = 0
-    """Upper bound of output tokens that the client set; 0 when it set none."""
-    cache_salt: str = ""
-    """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
-    tokens: int = 0
-    """Tokens of the prompt where its bytes do not tell: token ids are counted, images and recordings estimated."""
-    parts: int = 0
-    """Images, recordings and videos in the prompt."""
-    lead: int = 0
-    """Bytes of ``prompt`` that come from members which engines render before it."""
 
 
 class _Body(msgspec.Struct):
@@ -90,19 +69,27 @@ _PROMPTS = frozenset(name for apis in (*APIS.values(), (LENIENT,)) for api in ap
 class Parsers:
     """Understands the bodies of the interfaces that the configuration names."""
 
-    def __init__(self, names: Sequence[str] = DEFAULT) -> None:
-        """``names`` are types of parsers. Raises KeyError for one that does not exist."""
+    def __init__(self, names: Sequence[str] = DEFAULT, own: Mapping[str, BodyReader] | None = None) -> None:
+        """``names`` are types of parsers, or keys of ``own``, which has parsers that somebody else wrote.
+
+        Raises KeyError for one that does not exist.
+        """
         self._names = tuple(names)
-        found: dict[str, Api] = {}
+        readers = {**READERS, **{name: (reader,) for name, reader in (own or {}).items()}}
+        found: dict[str, Api | BodyReader] = {}
         for name in names:
-            for api in APIS[name]:
-                found.setdefault(api.end, api)
+            for reader in readers.get(name, ()):
+                for end in reader.PATHS:
+                    found.setdefault(end, reader)
+            if name not in readers:
+                for api in APIS[name]:
+                    found.setdefault(api.end, api)
         # Nothing is read of what nobody understands if nothing at all is to be read.
-        fallback = LENIENT if any(not api.wrapped for api in found.values()) else None
-        self._fallback: Api | None = fallback
-        self._falls_back = bool(FALLBACKS & set(names))
-        self._apis = sorted(found.values(), key=lambda api: -len(api.end))
-        self._paths: dict[str, Api | None] = {}
+        plain = any(isinstance(each, Api) and not each.wrapped for each in found.values())
+        self._fallback: Api | None = LENIENT if plain else None
+        self._falls_back = bool(FALLBACKS & set(names) - set(own or ()))
+        self._ends = sorted(found.items(), key=lambda pair: -len(pair[0]))
+        self._paths: dict[str, Api | BodyReader | None] = {}
 
     def parse(
         self,
@@ -125,6 +112,8 @@ class Parsers:
         api = self._api(path)
         if api is None:
             return ParsedBody()
+        if not isinstance(api, Api):
+            return api.parse(RawRequest(path, headers, body, truncated))
         if api.wrapped and content_type.startswith(GRPC):
             return _parse_json(api, _unwrapped(body), False, headers) if not truncated else ParsedBody()
         if is_json(content_type):
@@ -132,14 +121,22 @@ class Parsers:
         edge = form.boundary(content_type)
         return _parse_form(body, edge, headers) if edge is not None else ParsedBody()
 
-    def _api(self, path: str) -> Api | None:
+    def reader(self, path: str) -> BodyReader | None:
+        """What reads the answers to requests at a path, if they are not read as the OpenAI API's."""
+        try:
+            found = self._api(path)
+        except BodyError:
+            return None
+        return None if found is None or isinstance(found, Api) else found
+
+    def _api(self, path: str) -> Api | BodyReader | None:
         """The interface at a path; None where nothing is to be read. Raises BodyError where nothing is understood."""
         try:
             return self._paths[path]
         except KeyError:
             pass
         plain = path.partition("?")[0].rstrip("/")
-        found = next((api for api in self._apis if plain.endswith(api.end)), None)
+        found = next((each for end, each in self._ends if plain.endswith(end)), None)
         if found is None and not path:
             found = UNKNOWN_PATH
         if found is None and not self._falls_back:
@@ -208,7 +205,7 @@ def _parse_form(body: bytes, edge: bytes, headers: Mapping[str, str]) -> ParsedB
 def _unwrapped(body: bytes) -> bytes:
     try:
         data = unwrap(body).data
-    except WrappedError as error:
+    except WireError as error:
         raise BodyError(f"failed to parse request body: {error}") from None
     return body[data.start : data.end]
 

@@ -6,8 +6,12 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 
 from __future__ import annotations
 
+from epp.model import AnswerReader, BodyError, ParsedBody, RawRequest, Usage
 from epp.scheduling.api import (
     Admitter,
+    AsyncProducer,
+    Background,
+    BodyParser,
     Context,
     Decider,
     Filter,
@@ -26,17 +30,25 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
+    TokenizedPrompt,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Admitter",
+    "AnswerReader",
+    "AsyncProducer",
+    "Background",
+    "BodyError",
+    "BodyParser",
     "Context",
     "Decider",
     "Filter",
     "HeaderProcessor",
     "LatencyPrediction",
+    "ParsedBody",
     "Picker",
     "Plugin",
     "PluginError",
@@ -44,6 +56,7 @@ __all__ = [
     "Producer",
     "Profile",
     "ProfileHandler",
+    "RawRequest",
     "Reporter",
     "RequestHook",
     "Responder",
@@ -52,5 +65,8 @@ __all__ = [
     "Scheduler",
     "SchedulingRecorder",
     "Scorer",
+    "Screener",
+    "TokenizedPrompt",
+    "Usage",
     "param",
 ]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from epp.datalayer.journal import Journal
-from epp.model import Decision, Endpoint, InferenceRequest, Reply, Usage
+from epp.model import AnswerReader, Decision, Endpoint, InferenceRequest, ParsedBody, RawRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
 """Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
@@ -64,6 +65,8 @@ class PrefixMatch:
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
+    weights: Mapping[Endpoint, float] | None = None
+    """The same with blocks counted for less that are not in GPU memory; None where nobody knows."""
     total: int = 0
     """Blocks of the prompt; as many as hashes, unless it is given."""
 
@@ -71,6 +74,20 @@ class PrefixMatch:
         """Count the blocks."""
         if not self.total:
             self.total = len(self.hashes)
+
+
+TOKENS = "tokens"
+"""Key in ``InferenceRequest.attributes`` under which a producer leaves a :class:`TokenizedPrompt`."""
+
+
+@dataclass(slots=True)
+class TokenizedPrompt:
+    """A prompt's token ids, as the engine will compute them."""
+
+    prompts: Sequence[array[int]]
+    """One prompt, or those of a batch; arrays of type ``I``."""
+    features: Sequence[tuple[str, int, int]] = ()
+    """Pictures and the like in the first prompt: identifier of the contents, first token, tokens; by first token."""
 
 
 LATENCY_PREDICTION = "latency-prediction"
@@ -100,6 +117,9 @@ class Endpoints(Protocol):
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Count a request of ``tokens`` uncached prompt tokens that the endpoint's metrics do not show yet."""
 
+    def on_added(self, callback: Any) -> None:
+        """Call ``callback(endpoint)`` for each endpoint that begins to serve."""
+
     def on_removed(self, callback: Any) -> None:
         """Call ``callback(endpoint)`` for each endpoint that will never serve again."""
 
@@ -118,6 +138,16 @@ class SchedulingRecorder(Protocol):
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries (block, endpoint) in a prefix index now."""
+
+    def kv_blocks(self, name: str, blocks: int, admitted: int, evicted: int, skipped: int) -> None:
+        """Blocks that engines say they hold now, and how many came, went and could not be placed since the start."""
+
+    def kv_lookup(self, name: str, seconds: float, blocks: int, hits: int, best: int) -> None:
+        """A prompt of so many blocks was looked up among them: how many were found anywhere, and on the endpoint that
+        holds most of them; in this time."""
+
+    def prefix_source(self, name: str, source: str) -> None:
+        """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
 
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
@@ -214,7 +244,17 @@ class HeaderProcessor(Plugin):
 
     @abstractmethod
     def request_headers(self, request: InferenceRequest) -> None:
-        """Complete the request by what its headers say. An error here costs the information, not the request."""
+        """Complete the request by what its headers say; raise Rejection to refuse it (401, 403, 404 ...). Any other
+        error costs the information, not the request."""
+
+
+class Screener(Plugin):
+    """Takes candidates away that must not get this request, before anything is found out about the others."""
+
+    @abstractmethod
+    def screen(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """The endpoints that may stay; none refuses the request with 503. Raise Rejection to refuse it otherwise. Any
+        other error leaves all of them."""
 
 
 class Producer(Plugin):
@@ -225,19 +265,50 @@ class Producer(Plugin):
         """Look at the request and its candidates. An error here costs the information, not the request."""
 
 
+class AsyncProducer(Producer):
+    """A producer that asks a service before the request is decided. Everybody else waits for nobody: only a
+    configuration with such a plugin makes decisions take turns of the event loop."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether its parameters make it ask anybody; looked at once, when all plugins are there."""
+        return True
+
+    @abstractmethod
+    async def prepare(self, request: InferenceRequest, endpoints: list[Endpoint]) -> None:
+        """Ask, and leave the answer in ``request.attributes`` (or say it in :meth:`produce`, which follows).
+
+        Called before the request waits in flow control, with the endpoints that could get it then, and after the
+        producers that were made before this one. ``request.body`` is what the endpoint will get. An error, or taking
+        longer than ``PREPARE_SECONDS``, costs the information, not the request.
+        """
+
+
+class Background(Plugin):
+    """Works on its own beside the requests."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Work until cancelled. What is raised ends the process: handle trouble that may pass."""
+
+
 class Admitter(Plugin):
     """Turns requests away before they are scheduled, when producers have said what they know."""
 
     @abstractmethod
     def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
-        """Why the request is refused (with 429), in words for the client; empty to let it pass."""
+        """Why the request is refused (with 429), in words for the client; empty to let it pass. Raise Rejection to
+        refuse it with another status. Any other error lets it pass."""
 
 
 class RequestHook(Plugin):
-    """Follows a request after the decision. Both methods do nothing unless overridden."""
+    """Follows a request after the decision. The methods do nothing unless overridden."""
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The request is about to be sent to ``decision.endpoints[0]``."""
+
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """Bytes of a good answer's body have come: the first ones, or further ones. Called often; be quick."""
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """The answer has ended; ``usage`` is None when the server did not say."""
@@ -313,6 +384,26 @@ class Extractor(Plugin):
 
 class Parser(Plugin):
     """Says which requests are understood; only its presence matters, the parsing is the requests room's."""
+
+
+class BodyParser(Parser):
+    """A parser that reads bodies itself: what one's own parsers inherit from."""
+
+    PATHS: tuple[str, ...] = ()
+    """How the paths end that it takes, without the query. Of all ends that match, of any parser, the longest counts,
+    then the parser that ``requestHandler.parsers`` names first. An empty end takes what no other parser takes."""
+    NAMES_MODEL: bool = True
+    """Bodies have the model where it can be replaced: a member ``model`` of a JSON object, a form's field ``model``.
+    If not, a rewrite of the model decides where a request goes, and changes nothing in it."""
+
+    @abstractmethod
+    def parse(self, request: RawRequest) -> ParsedBody:
+        """What a request says, whatever its content type. Raise BodyError to refuse it (400); any other error is
+        logged, and the request goes on as one of which nothing is known."""
+
+    def answer(self) -> AnswerReader | None:
+        """A new reader for the answer of one request, None: it has a ``usage`` as those of the OpenAI API."""
+        return None
 
 
 class Profile(Protocol):

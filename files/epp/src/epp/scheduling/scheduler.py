@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 import traceback
@@ -13,6 +14,8 @@ from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, U
 from epp.scheduling.api import (
     BYTES_PER_TOKEN,
     Admitter,
+    AsyncProducer,
+    Background,
     Endpoints,
     Filter,
     HeaderProcessor,
@@ -28,6 +31,7 @@ from epp.scheduling.api import (
     SaturationDetector,
     SchedulingRecorder,
     Scorer,
+    Screener,
 )
 from epp.scheduling.profile import Failures, Outcome, ProfileRunner
 
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 Timer = Callable[[float], None]
 """Takes the seconds of each call of one plugin."""
 NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
+SCREENED = "screeners eliminated all endpoint candidates"
+PREPARE_SECONDS = 0.4
+"""What a producer that asks a service may take of a decision's time, as in the reference."""
 MAX_ROUNDS = 8
 """Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
 
@@ -70,13 +77,25 @@ class Scheduler:
             "RequestHeader", plugins, HeaderProcessor
         )
         self._reporters: list[tuple[Reporter, Timer]] = self._timed("ResponseBody", plugins, Reporter)
+        self._screeners: list[tuple[Screener, Timer]] = self._timed("Screener", plugins, Screener)
         self._producers: list[tuple[Producer, Timer]] = self._timed("Producer", plugins, Producer)
+        asking = [each for each, _ in self._producers if isinstance(each, AsyncProducer) and each.asks]
+        self._asking: dict[Producer, Timer] = dict(self._timed("Prepare", asking, Producer))
+        self.asks = bool(self._asking)
+        """Whether :meth:`prepare` has anything to do: call it before :meth:`schedule` then."""
+        last = max((at for at, (each, _) in enumerate(self._producers) if each in self._asking), default=-1)
+        self._early, self._late = self._producers[: last + 1], self._producers[last + 1 :]
+        self.workers = [plugin for plugin in plugins if isinstance(plugin, Background)]
+        """Plugins that want to run beside the requests."""
         self._admitters: list[tuple[Admitter, Timer]] = self._timed("Admitter", plugins, Admitter)
         hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
         before = [each for each in hooks if type(each).pre_request is not RequestHook.pre_request]
         self._hooks: list[tuple[RequestHook, Timer]] = self._timed("PreRequest", before, RequestHook)
         after = [each for each in hooks if type(each).response_complete is not RequestHook.response_complete]
         self._completed: list[tuple[RequestHook, Timer]] = self._timed("ResponseComplete", after, RequestHook)
+        self._pieces = [each for each in hooks if type(each).response_piece is not RequestHook.response_piece]
+        self.follows = bool(self._pieces)
+        """Whether any plugin wants to hear of an answer's pieces."""
         self.responders = [plugin for plugin in plugins if isinstance(plugin, Responder)]
         self._response_hooks: list[tuple[ResponseHook, Timer]] = self._timed("ResponseReceived", plugins, ResponseHook)
         self._handled = self._recorder.timer("ProfilePicker", handler.TYPE, handler.name)
@@ -102,11 +121,14 @@ class Scheduler:
         return [(plugin, self._recorder.timer(point, plugin.TYPE, plugin.name)) for plugin in found]
 
     def request_headers(self, request: InferenceRequest) -> None:
-        """Let plugins complete a request by its headers; call it first, before the request waits anywhere."""
+        """Let plugins complete a request by its headers; call it first, before the request waits anywhere. Raises the
+        Rejection of one that refuses it."""
         for processor, timed in self._header_processors:
             started = time.perf_counter()
             try:
                 processor.request_headers(request)
+            except Rejection:
+                raise
             except Exception:
                 self._failures.report(processor, "the request goes on without it")
             timed(time.perf_counter() - started)
@@ -121,14 +143,30 @@ class Scheduler:
             message = "system saturated, sheddable request dropped"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
+    async def prepare(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> None:
+        """Let those producers ask their services that do so, and the ones before them produce what they may need.
+
+        Each has ``PREPARE_SECONDS``; whatever fails is missing. Where requests may wait afterwards, :meth:`schedule`
+        lets all produce once more, because what they know of endpoints may be old by then.
+        """
+        standing = _standing(candidates)
+        if not standing:
+            return
+        _estimate(request)
+        for producer, timed in self._early:
+            if producer in self._asking:
+                await self._ask(producer, request, standing)
+            self._produce(producer, timed, request, standing)
+        request.prepared = not self._queueing
+
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
         """Choose among ``candidates``.
 
         Raises Rejection: 429 for shed requests and for filters that leave nothing, 503 for no candidates (pass an empty
-        sequence and let it decide: a sheddable request gets 429 even then, as in the reference).
+        sequence and let it decide: a sheddable request gets 429 even then, as in the reference) and for screeners that
+        leave nothing, and what plugins refuse with.
         """
-        if not request.prompt_tokens:
-            request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
+        _estimate(request)
         if not self._queueing:
             self.admit(request)
         standing = _standing(candidates)
@@ -173,6 +211,14 @@ class Scheduler:
             timed(time.perf_counter() - started)
         return headers
 
+    def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
+        """Bytes of a good answer's body have come. Not timed: it may be called for every token."""
+        for hook in self._pieces:
+            try:
+                hook.response_piece(request, decision)
+            except Exception:
+                self._failures.report(hook, "it does not learn of this piece of an answer")
+
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
         for hook, timed in self._completed:
@@ -199,13 +245,10 @@ class Scheduler:
         return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
-        for producer, timed in self._producers:
-            started = time.perf_counter()
-            try:
-                producer.produce(request, candidates)
-            except Exception:
-                self._failures.report(producer, "the request is scheduled without it")
-            timed(time.perf_counter() - started)
+        if self._screeners:
+            candidates = self._screen(request, candidates)
+        for producer, timed in self._late if request.prepared else self._producers:
+            self._produce(producer, timed, request, candidates)
         handler = self._handler
         if self._admitters:
             self._ask_admitters(request, candidates)
@@ -227,22 +270,58 @@ class Scheduler:
             message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
         profiles = {name: tuple(picked) for name, picked in picks.items() if picked is not None}
-        chosen = profiles[primary]
-        cached = cached_tokens(request, chosen[0])
+        chosen_first = profiles[primary][0]
+        cached = cached_tokens(request, chosen_first)
         uncached = max(0, request.prompt_tokens - cached)
-        charges: tuple[Charge, ...] = (Charge(chosen[0], uncached, request.output_tokens),)
+        charges: tuple[Charge, ...] = (Charge(chosen_first, uncached, request.output_tokens),)
         if len(profiles) > 1:
             charges += _helpers(request, primary, profiles)
-        decision = Decision(chosen, best.scores, profiles, cached > 0, charges)
+        decision = Decision(profiles[primary], best.scores, profiles, cached > 0, charges)
         handler.process_results(request, decision)
         return decision
 
+    def _produce(self, producer: Producer, timed: Timer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+        started = time.perf_counter()
+        try:
+            producer.produce(request, candidates)
+        except Exception:
+            self._failures.report(producer, "the request is scheduled without it")
+        timed(time.perf_counter() - started)
+
+    async def _ask(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+        assert isinstance(producer, AsyncProducer)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(PREPARE_SECONDS):
+                await producer.prepare(request, candidates)
+        except Exception:
+            self._failures.report(producer, "the request is scheduled without what it asks for")
+        self._asking[producer](time.perf_counter() - started)
+
+    def _screen(self, request: InferenceRequest, candidates: list[Endpoint]) -> list[Endpoint]:
+        """Those that all screeners leave. Raises Rejection (503) if that is nobody; one that fails leaves all."""
+        for screener, timed in self._screeners:
+            started = time.perf_counter()
+            try:
+                candidates = screener.screen(request, candidates)
+            except Rejection:
+                raise
+            except Exception:
+                self._failures.report(screener, "the candidates stay as they were")
+            finally:
+                timed(time.perf_counter() - started)
+            if not candidates:
+                raise Rejection(503, "ServiceUnavailable", SCREENED, "rejected-no-endpoints")
+        return candidates
+
     def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
-        """Raise Rejection (429) if one refuses; one that fails lets the request pass."""
+        """Raise Rejection if one refuses, 429 unless it says otherwise; one that fails lets the request pass."""
         for admitter, timed in self._admitters:
             started = time.perf_counter()
             try:
                 refusal = admitter.admit(request, candidates)
+            except Rejection:
+                raise
             except Exception:
                 self._failures.report(admitter, "the request is admitted without it")
                 continue
@@ -274,6 +353,12 @@ def _helpers(
     """The first endpoint of every profile but the primary one, with the part of the prompt that it has to compute."""
     first = [picked[0] for name, picked in profiles.items() if name != primary]
     return tuple(Charge(each, max(0, request.prompt_tokens - cached_tokens(request, each))) for each in first)
+
+
+def _estimate(request: InferenceRequest) -> None:
+    """Tokens of a prompt that nobody has counted."""
+    if not request.prompt_tokens:
+        request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
 
 
 def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
