@@ -31,6 +31,7 @@ _FALSE = ("false", "f", "0")
 _SIZE = re.compile(r"(\d+)(Ki|Mi|Gi|k|M|G)?")
 _SIZES = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
 SOURCES = ("--pool-name", "--endpoint-selector", "--endpoints-file")
+MAX_WORKERS = 64
 _CHOICES = {
     "transport": ("h2", "grpcio"),
     "zap_encoder": ("", "json", "console"),
@@ -52,7 +53,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         endpoint_target_ports=tuple(dict.fromkeys(settings.endpoint_target_ports)),
         pool_name=tuple(dict.fromkeys(settings.pool_name)),
     )
-    for check in (_check_sources, check_common, _check_numbers, _check_files):
+    for check in (_check_sources, check_common, _check_numbers, _check_files, _check_workers):
         check(settings)
     return settings
 
@@ -185,6 +186,16 @@ def _check_numbers(settings: Settings) -> None:
     if settings.refresh_metrics_interval < 0.05:
         raise FlagError("--refresh-metrics-interval must be 50ms or more")
     _check_port(settings, "model_server_metrics_port")
+
+
+def _check_workers(settings: Settings) -> None:
+    if not 1 <= settings.workers <= MAX_WORKERS:
+        raise FlagError(f"--workers={settings.workers}: give 1 to {MAX_WORKERS}, and no more than there are cores")
+    if settings.workers > 1 and settings.transport != "h2":
+        raise FlagError(
+            f"--workers={settings.workers} needs --transport=h2: connections are accepted by one process and served by "
+            f"others, which {settings.transport} cannot do"
+        )
 
 
 def _check_files(settings: Settings) -> None:

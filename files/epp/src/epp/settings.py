@@ -2,7 +2,7 @@
 """All flags of the command line, typed, with their defaults. How they are written and read is :mod:`epp.flags`'s.
 
 Names and defaults are those of the reference endpoint picker (GAIE v1.3 to v1.5, and llm-d-router), so that its
-arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``,
+arguments work unchanged. Flags that only this EPP has: ``--endpoints-file``, ``--transport``, ``--workers``,
 ``--statesync-*``, and ``--pool-name`` more than once.
 """
 
@@ -82,7 +82,12 @@ class Settings(CommonSettings):
         "share load and prefixes with the replicas at these hosts (host or host:port), with commas",
         "list",
     )
-    statesync_port: int = flag(9006, "port on which peers are told, with --statesync-peers", "int")
+    statesync_port: int = flag(
+        9006, "port on which peers are told, with --statesync-peers; of several workers the first one's", "int"
+    )
+    workers: int = flag(
+        1, "processes that decide; with more than one, another one accepts connections and knows the endpoints", "int"
+    )
     enable_grpc_stream_metrics: bool = flag(False, "count and time the ext_proc streams", "bool")
     tls_min_version: str = flag("", "VersionTLS12 or VersionTLS13, of ext_proc and metrics (default: 1.2)", "string")
     tls_cipher_suites: tuple[str, ...] = flag((), "cipher suites of TLS 1.2 by their IANA names, with commas", "list")

@@ -85,7 +85,7 @@ async def _serve(settings: BbrSettings, texts: Sequence[PluginText]) -> None:
         watchdog.start()
         try:
             await servers.start()
-            await run_until_stopped(Running(servers, health, work, None, stop, settings.drain_timeout))
+            await run_until_stopped(Running(servers.transport, health, work, None, stop, settings.drain_timeout))
         finally:
             await servers.stop()
     finally:

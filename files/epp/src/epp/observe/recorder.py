@@ -321,11 +321,12 @@ class Recorder:
 
     def collect(self) -> Iterator[Metric]:
         """Every figure under every name; prometheus-client calls this."""
-        self._measure()
+        self.measure()
         for figure in self.figures.all():
             yield from figure.collect()
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Compute what is not kept up to date."""
         for figure in (self.figures.queue, self.figures.inflight_requests, self.figures.inflight_tokens):
             figure.clear()
         for refresh in self.before_reading:
