@@ -17,6 +17,5 @@ UNAVAILABLE = {
     "multicluster-prefix-cache-scorer": _ONE_CLUSTER,
     "multicluster-queue-scorer": _ONE_CLUSTER,
     "multicluster-session-affinity-filter": _ONE_CLUSTER,
-    "vllmgrpc-parser": "requests in gRPC are not understood",
 }
 """Plugin type to why it is not there."""

@@ -47,7 +47,8 @@ class Datastore:
         self._added: list[Callable[[Endpoint], None]] = []
         self._removed: list[Callable[[Endpoint], None]] = []
         self._busy: list[Callable[[Endpoint], None]] = []
-        self._observed: list[Callable[[], None]] = []
+        self._observed: list[Callable[[Endpoint, float], None]] = []
+        self._replaced: list[Callable[[], None]] = []
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """A snapshot of the endpoints that are ready and not being deleted."""
@@ -65,8 +66,12 @@ class Datastore:
         """Call ``callback`` whenever a request goes to an endpoint."""
         self._busy.append(callback)
 
-    def on_observed(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` after each reading of an endpoint's metrics."""
+    def on_replaced(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after each delivery of a source, whether or not it brought anything new."""
+        self._replaced.append(callback)
+
+    def on_observed(self, callback: Callable[[Endpoint, float], None]) -> None:
+        """Call ``callback`` after each reading of an endpoint's metrics, with the time at which it was asked for."""
         self._observed.append(callback)
 
     def replace(self, wanted: Iterable[Endpoint]) -> None:
@@ -96,6 +101,8 @@ class Datastore:
         for endpoint in fresh:
             for callback in self._added:
                 callback(endpoint)
+        for done in self._replaced:
+            done()
 
     def hold(self, charges: Sequence[Charge]) -> Hold:
         """A request goes to the endpoints of ``charges``, the first of which answers: count it there until the hold
@@ -174,7 +181,7 @@ class Datastore:
                 endpoint.unseen_tokens -= sent.popleft()[1]
             endpoint.unseen = len(sent)
         for callback in self._observed:
-            callback()
+            callback(endpoint, asked_at)
 
 
 def _identity(endpoint: Endpoint) -> tuple[str, str, str, int]:

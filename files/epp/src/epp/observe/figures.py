@@ -207,6 +207,10 @@ class Figures:
         text = "1 while this process is the leader, or no leader is elected."
         self.leader = Figure((), (view(_CANONICAL + "leader", text),))
         self.peers = Figure((), (view(_CANONICAL + "statesync_peers", "Replicas whose load and prefixes are known."),))
+        text = "Processes of this picker that serve, where there are several (flag workers)."
+        self.workers = Figure((), (view(_CANONICAL + "workers_ready", text),))
+        text = "Processes of this picker (flag workers) that ended and were started again."
+        self.worker_restarts = Figure((), (view(_CANONICAL + "worker_restarts_total", text),), counter=True)
 
     def _streams(self) -> None:
         name = _CANONICAL + "extproc_streams_"

@@ -6,10 +6,12 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 
 from __future__ import annotations
 
+from epp.model import AnswerReader, BodyError, ParsedBody, RawRequest, Usage
 from epp.scheduling.api import (
     Admitter,
     AsyncProducer,
     Background,
+    BodyParser,
     Context,
     Decider,
     Filter,
@@ -36,13 +38,17 @@ from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Admitter",
+    "AnswerReader",
     "AsyncProducer",
     "Background",
+    "BodyError",
+    "BodyParser",
     "Context",
     "Decider",
     "Filter",
     "HeaderProcessor",
     "LatencyPrediction",
+    "ParsedBody",
     "Picker",
     "Plugin",
     "PluginError",
@@ -50,6 +56,7 @@ __all__ = [
     "Producer",
     "Profile",
     "ProfileHandler",
+    "RawRequest",
     "Reporter",
     "RequestHook",
     "Responder",
@@ -60,5 +67,6 @@ __all__ = [
     "Scorer",
     "Screener",
     "TokenizedPrompt",
+    "Usage",
     "param",
 ]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from epp.datalayer.journal import Journal
-from epp.model import Decision, Endpoint, InferenceRequest, Reply, Usage
+from epp.model import AnswerReader, Decision, Endpoint, InferenceRequest, ParsedBody, RawRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
 """Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
@@ -60,13 +60,20 @@ class PrefixMatch:
     """How much of one request's prompt each endpoint is believed to hold in its prefix cache."""
 
     hashes: Sequence[int]
-    """Chained hash of each block of the prompt, first block first."""
+    """Chained hashes of the prompt's blocks, first block first; a hash may stand for several blocks."""
     block_tokens: int
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
     weights: Mapping[Endpoint, float] | None = None
     """The same with blocks counted for less that are not in GPU memory; None where nobody knows."""
+    total: int = 0
+    """Blocks of the prompt; as many as hashes, unless it is given."""
+
+    def __post_init__(self) -> None:
+        """Count the blocks."""
+        if not self.total:
+            self.total = len(self.hashes)
 
 
 TOKENS = "tokens"
@@ -125,8 +132,8 @@ class SchedulingRecorder(Protocol):
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""
 
-    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
-        """One call of one plugin."""
+    def timer(self, extension_point: str, plugin_type: str, name: str) -> Callable[[float], None]:
+        """What takes the seconds of each call of one plugin."""
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes of a prompt that the chosen endpoint was believed to hold, and the bytes of the prompt."""
@@ -386,6 +393,26 @@ class Extractor(Plugin):
 
 class Parser(Plugin):
     """Says which requests are understood; only its presence matters, the parsing is the requests room's."""
+
+
+class BodyParser(Parser):
+    """A parser that reads bodies itself: what one's own parsers inherit from."""
+
+    PATHS: tuple[str, ...] = ()
+    """How the paths end that it takes, without the query. Of all ends that match, of any parser, the longest counts,
+    then the parser that ``requestHandler.parsers`` names first. An empty end takes what no other parser takes."""
+    NAMES_MODEL: bool = True
+    """Bodies have the model where it can be replaced: a member ``model`` of a JSON object, a form's field ``model``.
+    If not, a rewrite of the model decides where a request goes, and changes nothing in it."""
+
+    @abstractmethod
+    def parse(self, request: RawRequest) -> ParsedBody:
+        """What a request says, whatever its content type. Raise BodyError to refuse it (400); any other error is
+        logged, and the request goes on as one of which nothing is known."""
+
+    def answer(self) -> AnswerReader | None:
+        """A new reader for the answer of one request, None: it has a ``usage`` as those of the OpenAI API."""
+        return None
 
 
 class Profile(Protocol):
