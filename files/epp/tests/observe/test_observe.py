@@ -150,7 +150,7 @@ def test_scheduler_plugins_prefix_and_streams() -> None:
     assert value(recorder, "inference_extension_scheduler_attempts_total", **where, pod_name="e") == 1
     assert value(recorder, "llm_d_epp_scheduler_attempts_total", **where, endpoint_name="e") == 1
     assert value(recorder, "inference_extension_scheduler_e2e_duration_seconds_bucket", le="0.0001") == 2
-    recorder.plugin("Scorer", "queue-scorer", "q", 0.5)
+    recorder.timer("Scorer", "queue-scorer", "q")(0.5)
     by = {"extension_point": "Scorer", "plugin_type": "queue-scorer", "plugin_name": "q"}
     assert value(recorder, "inference_extension_plugin_duration_seconds_sum", **by) == 0.5
     recorder.prefix_match("p", 30, 60)

@@ -80,11 +80,30 @@ class Figures:
         text = "Seconds between two pieces of a streamed answer."
         name = _CANONICAL + "request_streaming_itl_seconds"
         self.itl = Figure(_BY, (view(name, text, *_BY),), TPOT)
+        self._predictions()
         self._scheduler()
         self._pool()
         self._streams()
         self._flow_control()
         self._programs()
+
+    def _predictions(self) -> None:
+        """Of latencies; only where a predictor is asked."""
+        names = {"ttft": "the time to the first token", "tpot": "the time per token"}
+        self.predicted = {
+            kind: _request_alike(
+                f"request_predicted_{kind}_seconds", f"Seconds that were predicted for {name}.", bounds
+            )
+            for (kind, name), bounds in zip(names.items(), (DURATION, TPOT), strict=True)
+        }
+        self.prediction_took = {
+            kind: _request_alike(f"request_{kind}_prediction_duration_seconds", f"Seconds to predict {name}.", SHORT)
+            for kind, name in names.items()
+        }
+        text = "The latest of several latencies of a model, in seconds."
+        self.request_metric = _request_alike("inference_request_metric", text, more=("type",))
+        text = "Answers that came later than their clients wanted."
+        self.slo_violations = _request_alike("request_slo_violation_total", text, more=("type",), counter=True)
 
     def _scheduler(self) -> None:
         self.scheduling = _extension("scheduler_e2e_duration_seconds", "Seconds per scheduling decision.", SHORT)
@@ -250,8 +269,21 @@ class Figures:
     def all(self) -> list[Figure]:
         """Every figure, for collection."""
         own = [each for each in vars(self).values() if isinstance(each, Figure)]
-        groups = (self.processing, self.pool, self.flow_use, self.flow_global_use)
+        groups = (
+            *(self.processing, self.pool, self.flow_use, self.flow_global_use),
+            *(self.predicted, self.prediction_took),
+        )
         return own + [each for group in groups for each in group.values()]
+
+
+def _request_alike(
+    name: str, text: str, bounds: tuple[float, ...] = (), more: tuple[str, ...] = (), counter: bool = False
+) -> Figure:
+    """A figure whose two names have the same labels."""
+    labels = (*_OLD, *more)
+    return Figure(
+        labels, (view(_LEGACY + name, text, *labels), view(_CANONICAL + name, text, *labels)), bounds, counter
+    )
 
 
 def _extension(
