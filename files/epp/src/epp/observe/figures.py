@@ -265,6 +265,10 @@ class Figures:
         name = "program_aware_attained_service_tokens"
         text = "Service that a program has attained, in weighted tokens, older ones counting less."
         self.program_service = _canonical(name, text, "program_id")
+        owner, text = ("plugin_type", "plugin_name"), "Part of the requests that a revision of a rollout gets."
+        self.revision_share = _canonical("disaggregatedset_revision_gating_share", text, *owner, "mode", "revision")
+        name, text = "disaggregatedset_strict_header_no_match_total", "Requests whose header named a label of nobody."
+        self.strict_missed = _canonical(name, text, *owner, "selector", counter=True)
 
     def all(self) -> list[Figure]:
         """Every figure, for collection."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -311,6 +311,16 @@ class Recorder:
         self.figures.program_wait.forget(program_id=program)
         self.figures.program_service.forget(program_id=program)
 
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+        self.figures.revision_share.forget(plugin_type=plugin_type, plugin_name=name)
+        for revision, share in shares.items():
+            self.figures.revision_share.value(plugin_type, name, mode, revision).set(share)
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
+        self.figures.strict_missed.value(plugin_type, name, selector).add()
+
     def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
         """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""
         if extraction:
@@ -411,6 +421,8 @@ class PoolRecorder:
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
         self.program_gone = recorder.program_gone
+        self.revision_shares = recorder.revision_shares
+        self.strict_header_missed = recorder.strict_header_missed
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries in a prefix index of this pool now."""
