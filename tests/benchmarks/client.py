@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import time
@@ -49,9 +50,15 @@ class Reply:
 class Client:
     """One connection to a picker."""
 
-    def __init__(self, port: int, pool: str = "") -> None:
-        """``pool`` names one of several that the picker serves."""
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    def __init__(self, port: int, pool: str = "", root: bytes = b"") -> None:
+        """``pool`` names one of several that the picker serves; ``root`` is the certificate (PEM) that it must have."""
+        target = f"127.0.0.1:{port}"
+        own = ("grpc.use_local_subchannel_pool", 1)  # two clients never share a connection
+        if root:
+            named = ("grpc.ssl_target_name_override", "localhost")
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(root), options=[own, named])
+        else:
+            self._channel = grpc.insecure_channel(target, options=[own])
         self._call = self._channel.stream_stream(
             METHOD,
             request_serializer=ProcessingRequest.SerializeToString,
@@ -69,17 +76,25 @@ class Client:
 
     def decide(self, prompt: str, subset: Sequence[str] = ()) -> Reply:
         """Ask for a completion, in full duplex, and look only at the decision. Raises grpc.RpcError."""
+        with self.asking(prompt, subset) as reply:
+            return reply
+
+    @contextlib.contextmanager
+    def asking(self, prompt: str, subset: Sequence[str] = ()) -> Iterator[Reply]:
+        """The same, and the request is in flight until the block ends."""
         sent: queue.SimpleQueue[ProcessingRequest | None] = queue.SimpleQueue()
         body = json.dumps({"model": "bench", "prompt": prompt}).encode()
         started = time.perf_counter()
         call = self._call(iter(sent.get, None), timeout=TIMEOUT_SECONDS, metadata=self._metadata)
         for message in _messages(body, subset):
             sent.put(message)
-        reply = next(call)
-        seconds = time.perf_counter() - started
-        sent.put(None)
-        call.cancel()
-        return _reply(seconds, reply)
+        try:
+            reply = next(call)
+            seconds = time.perf_counter() - started
+            yield _reply(seconds, reply)
+        finally:
+            sent.put(None)
+            call.cancel()
 
 
 def _messages(body: bytes, subset: Sequence[str]) -> Iterator[ProcessingRequest]:

@@ -135,6 +135,41 @@ def test_target_ports(ports: str) -> None:
         parse(["--endpoint-selector=a=b", f"--endpoint-target-ports={ports}"], {})
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--workers=0"], "--workers=0: give 1 to 64"),
+        (["--workers=65"], "--workers=65: give 1 to 64"),
+        (["--workers=2", "--transport=grpcio"], "--workers=2 needs --transport=h2"),
+    ],
+)
+def test_workers(flags: list[str], text: str) -> None:
+    with pytest.raises(FlagError, match=text):
+        parse(["--endpoints-file=e", *flags], {})
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            "featureGates: [flowControl]\nplugins: [{type: queue-scorer}]\n",
+            "lets requests wait (feature gate flowControl)",
+        ),
+        (
+            "plugins: [{type: precise-prefix-cache-producer, parameters: {kvEventsConfig: {zmqEndpoint: 'tcp://*:5557'}}}]",
+            "has engines connect with one process (precise-prefix-cache-producer: kvEventsConfig.zmqEndpoint)",
+        ),
+    ],
+)
+def test_what_only_one_process_can_do(
+    config: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{config}")
+    assert main(["--endpoints-file=e", "--workers=2", f"--config-file={file}"]) == 2
+    assert f"epp: --workers=2: {file} {text}" in capsys.readouterr().err
+
+
 def test_something_must_be_served(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     told = capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,33 @@ def headers_for(router: Picker, data: bytes, headers: dict[str, str] | None = No
     assert wire.kind(reply) == "request_body", f"the reply is {wire.kind(reply)}"
     assert wire.replaced(reply, data) == data
     return wire.headers_of(reply)
+
+
+CONFIG = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: PayloadProcessorConfig
+plugins:
+- {name: user, type: body-field-to-header, parameters: {fieldName: user, headerName: X-User}}
+- {type: body-field-to-header, parameters: {fieldName: model, headerName: X-Gateway-Model-Name}}
+profiles:
+- name: default
+  plugins: {request: [{pluginRef: user}, {pluginRef: body-field-to-header}]}
+"""
+
+
+@pytest.mark.differs(go=LATER)
+class TestConfiguration:
+    """PayloadProcessorConfig."""
+
+    @pytest.mark.parametrize("flag", ["--config-file", "--config-text"])
+    def test_it_says_what_becomes_a_header(self, around: World, tmp_path: Path, flag: str) -> None:
+        """The plugins of the profile run, and no others."""
+        file = tmp_path / "config.yaml"
+        file.write_text(CONFIG)
+        with around.body_router(f"{flag}={file if flag == '--config-file' else CONFIG}") as found:
+            headers = headers_for(found, body(model="llama", user="me"))
+        assert (headers[MODEL], headers["x-user"]) == ("llama", "me")
+        assert BASE not in headers
 
 
 class TestBuffered:

@@ -237,6 +237,73 @@ class TestLists:
         eventually(lambda: counted.requests() >= 1)
 
 
+VLLM_GRPC = "/vllm.grpc.engine.VllmEngine/"
+
+
+def framed(message: bytes) -> bytes:
+    """A gRPC message that is not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def _number(number: int, value: int) -> bytes:
+    """A field of a protobuf message: a number below 128."""
+    return bytes([number << 3, value])
+
+
+@pytest.mark.differs(go=PARSERS)
+class TestVLLMsGRPC:
+    """Generate and Embed of vLLM's gRPC server, with vllmgrpc-parser."""
+
+    TEXT = framed(_field(1, b"r-1") + _field(3, b"hello " * 60) + _field(4, _number(8, 9)) + _number(5, 1))
+    IDS = framed(_field(1, b"r-2") + _field(2, _field(2, bytes(range(100)) * 3)))
+    CHUNK = framed(_field(1, _field(1, b"\5\6\7") + _number(2, 15) + _number(3, 3) + _number(4, 7)))
+    END = framed(_field(2, _field(1, b"\7") + _field(2, b"stop") + _number(3, 15) + _number(4, 3) + _number(5, 7)))
+
+    @pytest.fixture
+    def grpc_picker(self, configured: Configured) -> Picker:
+        return configured(config("vllmgrpc-parser"))
+
+    @pytest.mark.parametrize(("method", "body"), [("Generate", TEXT), ("Generate", IDS), ("Embed", IDS)])
+    def test_a_request(self, grpc_picker: Picker, pool: Pool, method: str, body: bytes) -> None:
+        """It goes to an endpoint as it came, also where the model is rewritten: it names none."""
+        found = route(grpc_picker, body, {**GRPC, **REWRITE}, path=VLLM_GRPC + method)
+        assert found.destination in pool.hostports
+        assert found.body == body
+
+    def test_the_prefix_stays(self, configured: Configured) -> None:
+        """Equal prompts, as text or as token ids, go where they went before."""
+        document = yaml.safe_load(config("vllmgrpc-parser"))
+        document["plugins"].append({"type": "prefix-cache-scorer"})
+        document["schedulingProfiles"][0]["plugins"] = [{"pluginRef": "prefix-cache-scorer"}]
+        found = configured(yaml.safe_dump(document))
+        for prompt in (self.TEXT, self.IDS):
+            seen = {route(found, prompt, GRPC, path=VLLM_GRPC + "Generate").destination for _ in range(12)}
+            assert len(seen) == 1
+
+    @pytest.mark.parametrize("body", [b"\0\0", b"\1" + TEXT[1:], TEXT + b"x", framed(_number(5, 1)), framed(b"\x0b")])
+    def test_what_cannot_be_read(self, grpc_picker: Picker, body: bytes) -> None:
+        """Cut short, compressed, more than one message, without a prompt, no protobuf: 400."""
+        assert refuse(grpc_picker, body, GRPC, path=VLLM_GRPC + "Generate").status == 400
+
+    def test_other_methods(self, grpc_picker: Picker, pool: Pool) -> None:
+        """They pass unread."""
+        assert route(grpc_picker, b"\1?", GRPC, path=VLLM_GRPC + "HealthCheck").destination in pool.hostports
+
+    @pytest.mark.parametrize("pieces", [1, 7, 1000])
+    def test_usage(self, grpc_picker: Picker, pieces: int) -> None:
+        """Pieces of a streamed answer are added up; its last message counts nothing twice."""
+        model = f"grpc {pieces}"
+        answer = self.CHUNK * 7 + self.END
+        with talk(grpc_picker) as one:
+            asked = {**GRPC, "x-gateway-model-name": model}
+            assert not isinstance(one.ask(self.TEXT, asked, path=VLLM_GRPC + "Generate"), Refused)
+            assert one.answer(answer, "application/grpc", pieces=pieces) == answer
+            one.finish()
+        counted = Counted(grpc_picker, model)
+        eventually(lambda: counted.tokens("output_tokens") == 21)
+        assert (counted.tokens("input_tokens"), counted.tokens("prompt_cached_tokens")) == (15, 7)
+
+
 MESSAGE_START = encoded(
     type="message_start",
     message={

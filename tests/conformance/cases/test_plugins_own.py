@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conformance.kit.picker import Picker
-from conformance.kit.talk import destinations, refuse, route
+from conformance.kit.talk import destinations, refuse, route, talk
 from conformance.kit.wait import eventually
 from conformance.kit.world import Pool, World
 
@@ -121,6 +121,94 @@ def test_its_time_is_measured(own: Picker, pool: Pool) -> None:
     route(own)
     name = "llm_d_epp_plugin_duration_seconds_count"
     eventually(lambda: own.metrics().value(name, plugin_name="wanted-scorer", extension_point="Scorer") > 0)
+
+
+PARSER = '''\
+"""Bodies of one's own: the model, a slash, the prompt. Answers: a token per byte."""
+
+from epp.scheduling import BodyError, BodyParser, ParsedBody, Usage
+
+
+class Bytes:
+    def __init__(self):
+        self.size = 0
+
+    def feed(self, chunk):
+        self.size += len(chunk)
+
+    def usage(self):
+        return Usage(3, self.size)
+
+
+class Slashed(BodyParser):
+    TYPE = "slashed-parser"
+    PATHS = ("/slashed",)
+    NAMES_MODEL = False
+
+    def parse(self, request):
+        model, slash, prompt = request.body.partition(b"/")
+        if not slash:
+            raise BodyError("there is no slash")
+        if model == b"raise":
+            raise RuntimeError("on purpose")
+        return ParsedBody(model=model.decode(), prompt=prompt)
+
+    def answer(self):
+        return Bytes()
+'''
+PARSERS = (
+    HEAD
+    + """\
+plugins: [{type: prefix-cache-scorer}, {type: slashed-parser, name: mine}, {type: openai-parser}]
+schedulingProfiles: [{name: default, plugins: [{pluginRef: prefix-cache-scorer}]}]
+requestHandler: {parsers: [{pluginRef: mine}, {pluginRef: openai-parser}]}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def parsing(around: World, main_pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Picker]:
+    """A picker with that parser and another one."""
+    file = tmp_path_factory.mktemp("parser") / "slashed.py"
+    file.write_text(PARSER)
+    with around.picker(main_pool.name, f"--plugin-path={file}", config=PARSERS) as found:
+        yield found
+
+
+class TestParser:
+    """A parser of one's own, beside another."""
+
+    def test_it_reads_bodies(self, parsing: Picker) -> None:
+        """Its prompts keep their endpoint, and a rewrite of the model changes nothing in the body."""
+        body = b"llama/" + b"a prompt " * 200
+        rewrite = {"x-gateway-model-name-rewrite": "target", "content-type": "text/plain"}
+        found = [route(parsing, body, rewrite, path="/v1/slashed") for _ in range(12)]
+        assert {each.body for each in found} == {body}
+        assert len({each.destination for each in found}) == 1
+
+    def test_it_counts(self, parsing: Picker) -> None:
+        """Metrics have the model and the tokens as it says."""
+        with talk(parsing) as one:
+            one.ask(b"counted/x", path="/slashed")
+            one.answer(b"12345", "text/plain", pieces=2)
+            one.finish()
+        name = "inference_objective_output_tokens_sum"
+        eventually(lambda: parsing.metrics().value(name, model_name="counted") == 5)
+
+    def test_it_refuses(self, parsing: Picker) -> None:
+        """400, with its own words."""
+        refused = refuse(parsing, b"nothing", path="/slashed")
+        assert (refused.status, "there is no slash" in refused.body) == (400, True)
+
+    def test_it_raises(self, parsing: Picker, pool: Pool) -> None:
+        """The request goes on unread, and the log has the traceback."""
+        assert route(parsing, b"raise/x", path="/slashed").destination in pool.hostports
+        assert 'raise RuntimeError("on purpose")' in parsing.process.log()
+
+    def test_others_have_their_paths(self, parsing: Picker) -> None:
+        """The other parser takes its own, and unknown ones are refused."""
+        assert route(parsing, path="/v1/completions")
+        assert refuse(parsing, path="/what").status == 400
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,12 @@ def _serve(settings: Settings) -> int:
         log.error("cannot start: %s", error)
         return 1
     _check_sources(settings, cfg)
+    _check_workers(settings, cfg)
     _set_ciphers(settings)
+    if settings.workers > 1:
+        from epp import workers
+
+        return workers.run(settings, cfg)
     from epp import serve
 
     return serve.run(settings, cfg)
@@ -192,6 +197,26 @@ def _check_sources(settings: Settings, cfg: EndpointPickerConfig) -> None:
         raise missing_source()
     if cfg.discovery:
         check_without_kubernetes(settings)
+
+
+def _check_workers(settings: Settings, cfg: EndpointPickerConfig) -> None:
+    """Raises FlagError for several workers with what only one process can do."""
+    if settings.workers > 1 and cfg.flow_control is not None:
+        raise FlagError(
+            f"--workers={settings.workers}: {cfg.source} lets requests wait (feature gate flowControl), and a queue "
+            "with its limits is one process's; use --workers=1, or drop the feature gate"
+        )
+    for plugin in cfg.plugins:
+        parameters: Any = plugin.parameters
+        if (
+            settings.workers > 1
+            and hasattr(parameters, "kv_events_config")
+            and parameters.kv_events_config.zmq_endpoint
+        ):
+            raise FlagError(
+                f"--workers={settings.workers}: {cfg.source} has engines connect with one process ({plugin.name}: "
+                "kvEventsConfig.zmqEndpoint); use --workers=1, or let it connect with them (discoverPods)"
+            )
 
 
 def _set_ciphers(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from dataclasses import Field, fields, replace
 from typing import Any
 
 from epp.config.document import duration, duration_text
-from epp.settings import Settings
+from epp.settings import CommonSettings, Settings
 
 __all__ = ["FlagError", "Settings", "help_text", "parse"]
 
@@ -31,6 +31,7 @@ _FALSE = ("false", "f", "0")
 _SIZE = re.compile(r"(\d+)(Ki|Mi|Gi|k|M|G)?")
 _SIZES = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
 SOURCES = ("--pool-name", "--endpoint-selector", "--endpoints-file")
+MAX_WORKERS = 64
 _CHOICES = {
     "transport": ("h2", "grpcio"),
     "zap_encoder": ("", "json", "console"),
@@ -52,7 +53,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         endpoint_target_ports=tuple(dict.fromkeys(settings.endpoint_target_ports)),
         pool_name=tuple(dict.fromkeys(settings.pool_name)),
     )
-    for check in (_check_sources, check_choices, _check_numbers, _check_files):
+    for check in (_check_sources, check_common, _check_numbers, _check_files, _check_workers):
         check(settings)
     return settings
 
@@ -152,8 +153,23 @@ def missing_source() -> FlagError:
     return FlagError(f"nothing says which endpoints to serve; give exactly one of {', '.join(SOURCES)}")
 
 
-def check_choices(settings: Any) -> None:
-    """Of flags that have but a few values, only those; any class of settings. Raises FlagError."""
+def check_common(settings: CommonSettings) -> None:
+    """The flags that all services share, and choices of any. Raises FlagError."""
+    _check_choices(settings)
+    for name in ("grpc_port", "grpc_health_port", "metrics_port"):
+        _check_port(settings, name)
+    if settings.enable_cert_reload and not settings.cert_path:
+        raise FlagError("--enable-cert-reload needs --cert-path; a self-signed certificate never changes")
+
+
+def _check_port(settings: CommonSettings, name: str) -> None:
+    port = getattr(settings, name)
+    if port > 65535:
+        raise FlagError(f"--{name.replace('_', '-')}={port}: ports end at 65535")
+
+
+def _check_choices(settings: CommonSettings) -> None:
+    """Of flags that have but a few values, only those."""
     for field, choices in _CHOICES.items():
         value = getattr(settings, field, choices[0])
         if value not in choices:
@@ -169,24 +185,31 @@ def check_choices(settings: Any) -> None:
 def _check_numbers(settings: Settings) -> None:
     if settings.refresh_metrics_interval < 0.05:
         raise FlagError("--refresh-metrics-interval must be 50ms or more")
-    for name in ("grpc_port", "grpc_health_port", "metrics_port", "model_server_metrics_port"):
-        if getattr(settings, name) > 65535:
-            raise FlagError(f"--{name.replace('_', '-')}={getattr(settings, name)}: ports end at 65535")
+    _check_port(settings, "model_server_metrics_port")
+
+
+def _check_workers(settings: Settings) -> None:
+    if not 1 <= settings.workers <= MAX_WORKERS:
+        raise FlagError(f"--workers={settings.workers}: give 1 to {MAX_WORKERS}, and no more than there are cores")
+    if settings.workers > 1 and settings.transport != "h2":
+        raise FlagError(
+            f"--workers={settings.workers} needs --transport=h2: connections are accepted by one process and served by "
+            f"others, which {settings.transport} cannot do"
+        )
 
 
 def _check_files(settings: Settings) -> None:
     if settings.config_file and settings.config_text:
         raise FlagError("--config-file and --config-text exclude each other; give one")
-    if settings.enable_cert_reload and not settings.cert_path:
-        raise FlagError("--enable-cert-reload needs --cert-path; a self-signed certificate never changes")
     if settings.metrics_client_ca_file and not settings.metrics_cert_dir:
         raise FlagError("--metrics-client-ca-file needs --metrics-cert-dir; clients show certificates over HTTPS only")
 
 
 def help_text(settings: type[Any] = Settings) -> str:
-    """All flags, for ``epp --help``."""
+    """All flags, for ``epp --help``: first those that only this service has."""
+    shared = {each.name for each in fields(CommonSettings)}
     lines = []
-    for each in fields(settings):
+    for each in sorted(fields(settings), key=lambda each: each.name in shared):
         if each.name == "given":
             continue
         kind = each.metadata["kind"]

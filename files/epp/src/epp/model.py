@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(slots=True)
@@ -38,6 +39,19 @@ class EndpointMetrics:
     """Seconds until the reading after this one was due: what arrives later than that is late, not idle."""
 
 
+Flow = tuple[str, int]
+"""Fairness ID and priority."""
+NO_FLOW: Flow = ("", 0)
+
+
+@dataclass(slots=True)
+class FlowShare:
+    """What one flow has in flight at one endpoint, through this process."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Endpoint:
     """One place that answers requests: a (pod, port) pair. Compared by identity; ``hostport`` names it on the wire."""
@@ -59,6 +73,8 @@ class Endpoint:
     """Those of ``inflight`` that this process sent itself."""
     own_tokens: int = 0
     """Their part of ``inflight_tokens``."""
+    flows: dict[Flow, FlowShare] = field(default_factory=dict)
+    """The same by flow; a flow that has nothing in flight here is absent."""
     unseen: int = 0
     """Requests sent there since the last reading of its metrics: the engine could not have counted them yet."""
     unseen_tokens: int = 0
@@ -115,6 +131,44 @@ class InferenceRequest:
     """What producers found out about this request, by key; lives from the decision to the end of the response."""
 
 
+class BodyError(ValueError):
+    """A body that cannot be routed; the text is for the client, who gets it with 400."""
+
+
+@dataclass(slots=True)
+class RawRequest:
+    """A request as it came, for whoever understands its body."""
+
+    path: str
+    """With its query."""
+    headers: Mapping[str, str]
+    """Names are lower-case."""
+    body: bytes
+    """Never empty."""
+    truncated: bool = False
+    """The body may go on beyond what is here (BUFFERED_PARTIAL)."""
+
+
+@dataclass(slots=True)
+class ParsedBody:
+    """What a request body says. A body that is none of our business gives an empty one."""
+
+    model: str = ""
+    prompt: bytes = b""
+    """JSON bytes of the prompt, the messages or the input, as the client sent them."""
+    stream: bool = False
+    max_tokens: int = 0
+    """Upper bound of output tokens that the client set; 0 when it set none."""
+    cache_salt: str = ""
+    """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
+    tokens: int = 0
+    """Tokens of the prompt where its bytes do not tell: token ids are counted, images and recordings estimated."""
+    parts: int = 0
+    """Images, recordings and videos in the prompt."""
+    lead: int = 0
+    """Bytes of ``prompt`` that come from members which engines render before it."""
+
+
 @dataclass(slots=True, frozen=True)
 class Usage:
     """Token counts of one finished answer, as the model server reported them."""
@@ -122,6 +176,16 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+
+class AnswerReader(Protocol):
+    """Follows one answer, and says what it cost."""
+
+    def feed(self, chunk: bytes) -> None:
+        """The next piece of the body, cut anywhere."""
+
+    def usage(self) -> Usage | None:
+        """The token counts so far; None while nothing is known. Asked for once, at the end."""
 
 
 @dataclass(slots=True)

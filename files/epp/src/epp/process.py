@@ -87,7 +87,7 @@ class Servers:
 class Running:
     """What is needed to run and to end."""
 
-    servers: Servers
+    transport: Transport
     health: Health
     work: Sequence[Worker]
     election: Election | None
@@ -130,7 +130,7 @@ async def _drain(running: Running) -> None:
     """Serve what comes although no traffic is wanted any more. A second signal ends it."""
     running.stop.clear()
     log.info("shutting down: NOT_SERVING, open streams have %g s", running.drain_timeout)
-    draining = asyncio.create_task(running.servers.transport.drain(running.drain_timeout))
+    draining = asyncio.create_task(running.transport.drain(running.drain_timeout))
     second = asyncio.create_task(running.stop.wait())
     await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, second):

@@ -32,7 +32,7 @@ def flow_controller(
     options = flowcontrol.options(cfg.flow_control, scheduler.plugin)
     controller: FlowController[Ticket] = FlowController(options, datastore, saturation, flows, watchdog)
     flows.view = _view(controller, saturation, datastore)
-    datastore.on_observed(controller.wake)
+    datastore.on_observed(lambda endpoint, asked_at: controller.wake())
     datastore.on_added(lambda endpoint: controller.wake())
     return controller
 

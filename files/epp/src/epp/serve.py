@@ -28,12 +28,23 @@ from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
 from epp.flowcontrol import FlowController
 from epp.model import Endpoint
-from epp.observe import AccessGuard, MetricsTls, ObserveOptions, ObserveServer, PoolRecorder, PoolView, Recorder
+from epp.observe import (
+    AccessGuard,
+    Insight,
+    MetricsTls,
+    ObserveOptions,
+    ObserveServer,
+    Page,
+    PoolRecorder,
+    PoolView,
+    Recorder,
+)
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.plugins.inflight_load_producer import InflightLoadProducer
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
-from epp.requests import Parsers
-from epp.scheduling import PluginError, Scheduler
+from epp.requests import BodyReader, Guarded, Parsers
+from epp.scheduling import BodyParser, PluginError, Scheduler
 from epp.settings import Settings
 from epp.statesync import Ledger, PeersOptions, StateSync
 from epp.transport import (
@@ -41,6 +52,7 @@ from epp.transport import (
     TRANSPORTS,
     CertificateError,
     HealthServer,
+    KeyPair,
     TlsSource,
     TransportOptions,
 )
@@ -48,7 +60,10 @@ from epp.transport import (
 log = logging.getLogger("epp")
 
 
-_EXPECTED = (
+Stores = Mapping[str, Datastore]
+"""The datastores by the names of their pools."""
+
+EXPECTED = (
     ConfigError,
     StartError,
     PluginError,
@@ -57,6 +72,7 @@ _EXPECTED = (
     CertificateError,
     OSError,
 )
+"""What keeps a process from starting, and speaks for itself."""
 
 
 def run(settings: Settings, cfg: EndpointPickerConfig) -> int:
@@ -65,25 +81,34 @@ def run(settings: Settings, cfg: EndpointPickerConfig) -> int:
         log.warning("%s: %s", cfg.source, warning)
     try:
         uvloop.run(_serve(settings, cfg))
-    except _EXPECTED as error:
+    except EXPECTED as error:
         log.error("cannot start: %s", error)
         return 1
     return 0
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Everything that one pool has of its own."""
+class Supply:
+    """What is known of one pool, and what keeps it up to date."""
 
-    name: str
     datastore: Datastore
     source: Source
     scraper: Scraper
+    models: ModelsReader | None
+    """Asks the endpoints for their models, if anybody wants to know."""
+
+    def work(self) -> list[Worker]:
+        """What has to run."""
+        return [each for each in (self.source, self.scraper, self.models) if each]
+
+
+@dataclass(frozen=True)
+class Way:
+    """The way of one pool's requests."""
+
     router: Router
     workers: Sequence[Worker]
     """Plugins that work beside the requests."""
-    models: ModelsReader | None
-    """Asks the endpoints for their models, if anybody wants to know."""
     flow_control: FlowController[Ticket] | None
     """None when requests do not wait."""
 
@@ -92,27 +117,29 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
     """Wire, start, wait for a signal, drain. Raises what keeps it from starting or running."""
     stop = signals()
     recorder = Recorder(streams=settings.enable_grpc_stream_metrics)
-    client = _client(settings, cfg)
+    client = kubernetes(settings, cfg, recorder)
     watchdog = Watchdog()
     try:
-        if client is not None:
-            client.on_failure = recorder.watch_failed
         objectives = Objectives(client, settings.pool_namespace) if client and settings.pool_name else None
-        pools = _pools(settings, cfg, client, objectives, recorder, watchdog)
-        queues = [pool.flow_control for pool in pools if pool.flow_control is not None]
-        health = Health({pool.name: _synced(pool.datastore) for pool in pools}, settings.ha_enable_leader_election)
-        election = _election(settings, cfg, client, health, recorder)
-        service = _service(cfg, _router(pools, recorder), recorder, watchdog)
+        known = supplies(settings, cfg, client, recorder)
+        stores = {name: each.datastore for name, each in known.items()}
+        serves = serving(settings, cfg, stores, objectives, recorder, watchdog)
+        health = Health(
+            {name: partial(_synced, store) for name, store in stores.items()}, settings.ha_enable_leader_election
+        )
+        election = leader_election(settings, cfg, client, health, recorder)
         servers = Servers(
-            transport=TRANSPORTS[settings.transport](service, _transport_options(settings)),
+            transport=TRANSPORTS[settings.transport](serves.service, transport_options(settings)),
             health=HealthServer(health, health.services(), port=settings.grpc_health_port),
-            observe=_observe(settings, client, recorder, pools, health, election),
+            observe=observing(
+                settings, client, recorder, Insight(recorder.decisions), stores, troubles(known, health, election)
+            ),
             metrics_port=settings.metrics_port,
             encrypted=settings.secure_serving,
-            sync=_sync(settings, pools, recorder),
+            sync=_sync(settings, stores, recorder),
         )
-        work: list[Worker] = [each for pool in pools for each in (pool.source, pool.scraper, pool.models) if each]
-        work += [each for pool in pools for each in pool.workers]
+        work: list[Worker] = [each for supply in known.values() for each in supply.work()]
+        work += serves.workers
         if objectives is not None:
             work.append(objectives)
         if servers.sync is not None:
@@ -120,7 +147,9 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
         watchdog.start()
         try:
             await servers.start()
-            await run_until_stopped(Running(servers, health, work, election, stop, settings.drain_timeout, queues))
+            await run_until_stopped(
+                Running(servers.transport, health, work, election, stop, settings.drain_timeout, serves.queues)
+            )
         finally:
             await servers.stop()
     finally:
@@ -129,17 +158,21 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig) -> None:
             await client.close()
 
 
-def _sync(settings: Settings, pools: Sequence[Pool], recorder: Recorder) -> StateSync | None:
+def identity() -> str:
+    """Names this process among all others, also among those that were here before."""
+    return f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
+
+
+def _sync(settings: Settings, stores: Stores, recorder: Recorder) -> StateSync | None:
     """What exchanges state with the other replicas, if there are to be any."""
     if not settings.statesync_peers:
         return None
-    sender = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
-    ledger = Ledger(sender, {pool.name: pool.datastore for pool in pools})
+    ledger = Ledger(identity(), stores)
     return StateSync(ledger, PeersOptions(settings.statesync_port, settings.statesync_peers), recorder.peers)
 
 
-def _synced(datastore: Datastore) -> Callable[[], bool]:
-    return lambda: datastore.synced
+def _synced(datastore: Datastore) -> bool:
+    return datastore.synced
 
 
 def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watchdog: Watchdog) -> StreamService:
@@ -150,19 +183,53 @@ def _service(cfg: EndpointPickerConfig, router: Router, recorder: Recorder, watc
     return StreamService(router, recorder, decision_timeout=None, watchdog=watchdog, interruptible=evicting)
 
 
-def _router(pools: Sequence[Pool], recorder: Recorder) -> Router:
-    if len(pools) == 1:
-        return pools[0].router
-    return PoolRouter({pool.name: pool.router for pool in pools}, recorder)
+@dataclass(frozen=True)
+class Serving:
+    """What the transport serves, and all that belongs to it."""
+
+    service: StreamService
+    workers: Sequence[Worker]
+    """Plugins that work beside the requests."""
+    queues: Sequence[FlowController[Ticket]]
+    """Where requests wait."""
 
 
-def _parsers(cfg: EndpointPickerConfig) -> Parsers:
+def serving(
+    settings: Settings,
+    cfg: EndpointPickerConfig,
+    stores: Stores,
+    objectives: Objectives | None,
+    recorder: Recorder,
+    watchdog: Watchdog,
+) -> Serving:
+    """What decides: for each pool its own plugins and prefix index. Raises what keeps one from being made."""
+    ways = _ways(settings, cfg, stores, objectives, recorder, watchdog)
+    routers = {name: way.router for name, way in ways.items()}
+    router = next(iter(routers.values())) if len(routers) == 1 else PoolRouter(routers, recorder)
+    queues = [way.flow_control for way in ways.values() if way.flow_control is not None]
+    workers = [each for way in ways.values() for each in way.workers]
+    return Serving(_service(cfg, router, recorder, watchdog), workers, queues)
+
+
+def _parsers(cfg: EndpointPickerConfig, scheduler: Scheduler) -> Parsers:
+    """What understands bodies: the parsers of the requests room by their types, those of somebody else as they are."""
+    names: list[str] = []
+    own: dict[str, BodyReader] = {}
+    for name in cfg.parsers:
+        plugin = scheduler.plugin(name)
+        if isinstance(plugin, BodyParser):
+            if not plugin.PATHS:
+                raise StartError(
+                    f"{cfg.source}: requestHandler.parsers: {name} ({plugin.TYPE}) has no PATHS; name some"
+                )
+            own[name] = Guarded(plugin, name)
+        names.append(name if name in own else plugin.TYPE)
     try:
-        return Parsers([cfg.plugin(name).type for name in cfg.parsers])
+        return Parsers(names, own)
     except KeyError as error:
         raise StartError(
-            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser is no "
-            "plugin that can be added, use those that epp plugins lists"
+            f"{cfg.source}: requestHandler.parsers: nothing is known of what {error} understands; a parser of one's "
+            "own inherits from epp.scheduling.BodyParser"
         ) from None
 
 
@@ -177,44 +244,68 @@ def _file(settings: Settings, cfg: EndpointPickerConfig) -> FileDiscoveryParamet
     return parameters
 
 
-def _client(settings: Settings, cfg: EndpointPickerConfig) -> KubeClient | None:
-    return None if _file(settings, cfg) else KubeClient.from_environment()
+def kubernetes(settings: Settings, cfg: EndpointPickerConfig, recorder: Recorder) -> KubeClient | None:
+    """The API server; None when the endpoints come from a file."""
+    if _file(settings, cfg):
+        return None
+    client = KubeClient.from_environment()
+    client.on_failure = recorder.watch_failed
+    return client
 
 
-def _pools(
+def load_producer(cfg: EndpointPickerConfig) -> str:
+    """Under whose name the requests in flight are shown: they are counted whether or not a plugin asks for it."""
+    kind = InflightLoadProducer.TYPE
+    return next((spec.name for spec in cfg.plugins if spec.type == kind), kind)
+
+
+def pool_names(settings: Settings, cfg: EndpointPickerConfig) -> Sequence[str]:
+    """The names of the pools; where there is none, one that stands for it."""
+    file = _file(settings, cfg)
+    return settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
+
+
+def supplies(
+    settings: Settings, cfg: EndpointPickerConfig, client: KubeClient | None, recorder: Recorder
+) -> dict[str, Supply]:
+    """Each pool with its own endpoints. Raises what keeps one from being made."""
+    file = _file(settings, cfg)
+    given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
+    scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
+    found = {}
+    for name in pool_names(settings, cfg):
+        datastore = Datastore(name)
+        source = _source(settings, file, client, datastore)
+        stale = settings.metrics_staleness_threshold
+        recorder.watch_pool(PoolView(name, datastore.endpoints, stale, source.problem, load_producer(cfg)))
+        scraper = Scraper(datastore, scraping, recorder.scrape_failed)
+        found[name] = Supply(datastore, source, scraper, ModelsReader(datastore, asking) if asking else None)
+    return found
+
+
+def _ways(
     settings: Settings,
     cfg: EndpointPickerConfig,
-    client: KubeClient | None,
+    stores: Stores,
     objectives: Objectives | None,
     recorder: Recorder,
     watchdog: Watchdog,
-) -> list[Pool]:
-    """Each pool with its own endpoints, plugins and prefix index. Raises what keeps one from being made."""
-    file = _file(settings, cfg)
-    names = settings.pool_name or (Path(file.path).name if file else _deployment(settings),)
+) -> dict[str, Way]:
     tracing = _tracing(settings)
-    parsers = _parsers(cfg)
     subset = not settings.disable_endpoint_subset_filter
-    options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, parsers)
-    given = {name: getattr(settings, name.replace("-", "_")) for name in settings.given}
-    scraping, asking = config.scrape_options(cfg, given), config.models_options(cfg)
-    pools = []
-    for name in names:
-        datastore = Datastore(name)
-        source = _source(settings, file, client, datastore)
-        recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
+    ways = {}
+    for name, datastore in stores.items():
         scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(recorder, name))
         of_pool = objectives.of_pool(name) if objectives else None
         queue = flow_controller(cfg, scheduler, datastore, recorder, watchdog)
+        options = DirectorOptions(subset, settings.emit_endpoint_scores, tracing, _parsers(cfg, scheduler))
         director = Director(scheduler, datastore, recorder, options, of_pool, queue, watchdog)
         director.decided = partial(recorder.decisions.note, name)
         router: Router = director
         if scheduler.responders:
             router = AnsweringRouter(director, scheduler.responders, director.candidates)
-        scraper = Scraper(datastore, scraping, recorder.scrape_failed)
-        models = ModelsReader(datastore, asking) if asking else None
-        pools.append(Pool(name, datastore, source, scraper, router, scheduler.workers, models, queue))
-    return pools
+        ways[name] = Way(router, scheduler.workers, queue)
+    return ways
 
 
 def _source(
@@ -256,7 +347,7 @@ LEASE_DOMAINS = {"llm-d.ai": "llm-d.ai"}
 GAIE_LEASE_DOMAIN = "gateway-api-inference-extension.sigs.k8s.io"
 
 
-def _election(
+def leader_election(
     settings: Settings, cfg: EndpointPickerConfig, client: KubeClient | None, health: Health, recorder: Recorder
 ) -> Election | None:
     """Competes for the lease that the reference would take whose configuration this is, so that both can stand side
@@ -269,8 +360,7 @@ def _election(
     pool = settings.pool_name[0] if settings.pool_name else _deployment(settings)
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", pool):
         raise StartError("--ha-enable-leader-election with --endpoint-selector needs POD_NAME, which names the lease")
-    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
-    lease = LeaseName(settings.pool_namespace, f"epp-{settings.pool_namespace}-{pool}.{domain}", identity)
+    lease = LeaseName(settings.pool_namespace, f"epp-{settings.pool_namespace}-{pool}.{domain}", identity())
 
     def changed(leader: bool) -> None:
         health.leader = leader
@@ -280,14 +370,25 @@ def _election(
     return Election(client, lease, changed)
 
 
-def _observe(
+def troubles(known: Mapping[str, Supply], health: Health, election: Election | None) -> Callable[[], tuple[str, str]]:
+    """Says why there should be no traffic, and what else is wrong."""
+
+    def state() -> tuple[str, str]:
+        found = [each.source.problem() for each in known.values()] + [election.problem if election else ""]
+        return health.problem(), "; ".join(dict.fromkeys(trouble for trouble in found if trouble))
+
+    return state
+
+
+def observing(
     settings: Settings,
     client: KubeClient | None,
-    recorder: Recorder,
-    pools: Sequence[Pool],
-    health: Health,
-    election: Election | None,
+    page: Page,
+    insight: Insight,
+    stores: Stores,
+    healthy: Callable[[], tuple[str, str]],
 ) -> ObserveServer:
+    """What listens on the metrics port."""
     tls = None
     if settings.metrics_cert_dir:
         suites = ciphers.openssl(settings.tls_cipher_suites)
@@ -295,24 +396,21 @@ def _observe(
     guard = AccessGuard(client) if client is not None and settings.metrics_endpoint_auth else None
 
     def endpoints() -> Mapping[str, Sequence[Endpoint]]:
-        return {pool.name: pool.datastore.endpoints() for pool in pools}
-
-    def state() -> tuple[str, str]:
-        troubles = [pool.source.problem() for pool in pools] + [election.problem if election else ""]
-        return health.problem(), "; ".join(dict.fromkeys(trouble for trouble in troubles if trouble))
+        return {name: store.endpoints() for name, store in stores.items()}
 
     options = ObserveOptions(port=settings.metrics_port, guard=guard, tls=tls, profiling=settings.enable_pprof)
-    return ObserveServer(recorder, endpoints, state, options, recorder.decisions)
+    return ObserveServer(page, endpoints, healthy, options, insight)
 
 
 def _tls_min(settings: Settings) -> ssl.TLSVersion:
     return ssl.TLSVersion.TLSv1_3 if settings.tls_min_version == ciphers.VERSION13 else ssl.TLSVersion.TLSv1_2
 
 
-def _transport_options(settings: Settings) -> TransportOptions:
+def transport_options(settings: Settings, pair: KeyPair | None = None) -> TransportOptions:
+    """How ext_proc is served; ``pair`` takes the place of a self-signed certificate. Raises CertificateError."""
     return TransportOptions(
         port=settings.grpc_port,
-        tls=TlsSource(settings.cert_path, settings.enable_cert_reload) if settings.secure_serving else None,
+        tls=TlsSource(settings.cert_path, settings.enable_cert_reload, pair) if settings.secure_serving else None,
         tls_min=_tls_min(settings),
         tls_ciphers=ciphers.openssl(settings.tls_cipher_suites),
         max_receive=settings.grpc_max_recv_msg_size or MESSAGE_SIZE,

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import urllib.error
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
@@ -34,10 +36,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(params=["grpcio", "h2"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[rig.Process, int, int]]:
+    with serving([f"--transport={request.param}"]) as found:
+        yield found
+
+
+@contextmanager
+def serving(flags: list[str]) -> Iterator[tuple[rig.Process, int, int]]:
     """A router in plaintext; the process, its ext_proc port and its metrics port."""
     grpc_port, health, metrics = free_port(), free_port(), free_port()
     ports = [f"--grpc-port={grpc_port}", f"--grpc-health-port={health}", f"--metrics-port={metrics}"]
-    flags = [*ports, "--secure-serving=false", "--tracing=false", f"--transport={request.param}"]
+    flags = [*ports, "--secure-serving=false", "--tracing=false", *flags]
     process = rig.Process("bbr", [sys.executable, "-m", "epp", "bbr", *flags], ENVIRONMENT)
     try:
         process.wait_for(partial(rig.connectable, metrics))
@@ -92,6 +100,41 @@ def test_what_keeps_it_from_starting() -> None:
     done = run("--plugin=other:x", "--zap-encoder=json")
     assert done.returncode == 1
     assert any("unknown type" in json.loads(line)["msg"] for line in done.stderr.splitlines())
+
+
+CONFIG = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: PayloadProcessorConfig
+plugins: [{type: body-field-to-header, parameters: {fieldName: user, headerName: X-User}}]
+profiles: [{name: default, plugins: {request: [{pluginRef: body-field-to-header}]}}]
+"""
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_by_configuration(tmp_path: Path, by_file: bool) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(CONFIG if by_file else "no configuration")
+    flags = [f"--config-file={file}", *([] if by_file else [f"--config-text={CONFIG}"])]
+    with serving(flags) as (process, port, _):
+        _, second = exchange(port, b'{"model": "m", "user": "u"}')
+        options = second.request_body.response.header_mutation.set_headers
+        assert {each.header.key: each.header.raw_value for each in options} == {"X-User": b"u"}
+        assert "no base model is known" not in process.tail(), "nobody asks for one"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (CONFIG.replace("fieldName", "field"), "c.yaml:3: plugins[0].parameters.field: unknown field"),
+        (None, "c.yaml: cannot be read"),
+    ],
+)
+def test_a_broken_configuration(tmp_path: Path, text: str | None, told: str) -> None:
+    file = tmp_path / "c.yaml"
+    if text is not None:
+        file.write_text(text)
+    done = run(f"--config-file={file}", "--zap-encoder=console")
+    assert (done.returncode, told in done.stderr) == (1, True), done.stderr
 
 
 def test_debug_needs_no_endpoints(served: tuple[rig.Process, int, int]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from epp.datalayer.kubeconfig import Credentials
 from epp.datalayer.kubernetes import KubeClient
-from epp.datalayer.objectives import Objectives
+from epp.datalayer.objectives import MODELS, OBJECTIVES, REWRITES, Objectives
 
 Spec = dict[str, Any]
 
@@ -48,9 +48,9 @@ def made(
 ) -> Any:
     """The objectives of ``pool``."""
     found = Objectives(KubeClient(Credentials("http://x")), "ns", seed)
-    found._set_objectives(objectives or {})
-    found._set_rewrites(rewrites or {})
-    found._set_models(models or {})
+    found.take(OBJECTIVES, objectives or {})
+    found.take(REWRITES, rewrites or {})
+    found.take(MODELS, models or {})
     return found.of_pool("pool")
 
 

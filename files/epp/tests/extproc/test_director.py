@@ -12,6 +12,7 @@ from epp.extproc import Director, DirectorOptions
 from epp.extproc.director import Ticket
 from epp.extproc.machine import NeedDecision
 from epp.model import Rejection, Usage
+from epp.requests import Parsers
 
 BODY = b'{"model": "llama", "prompt": "hello", "max_tokens": 7, "stream": true, "cache_salt": "s"}'
 PATH = {":path": "/v1/completions", "content-type": "application/json"}
@@ -222,3 +223,30 @@ def test_priorities(rooms: Any) -> None:
     director.decide(asked(x_llm_d_inference_objective="batch"))
     director.decide(asked())
     assert [request.priority for request in rooms.scheduler.seen] == [-1, 4]
+
+
+class TestInterfacesWithReaders:
+    METHOD = "/vllm.grpc.engine.VllmEngine/Generate"
+    BODY = b"\0\0\0\0\x09\x1a\x05hello\x28\x01"
+    ANSWER = b"\0\0\0\0\x0a\x12\x08\x18\x0a\x20\x09\x28\x04\x40\x01"
+
+    @pytest.fixture
+    def rooms(self, rooms_with: Any) -> Any:
+        return rooms_with(DirectorOptions(parsers=Parsers(["vllmgrpc-parser"])))
+
+    def test_a_request(self, rooms: Any) -> None:
+        headers = {":path": self.METHOD, "x-gateway-model-name": "llama"}
+        ticket = rooms.director.decide(NeedDecision(headers, self.BODY, None))
+        assert (ticket.request.model, ticket.request.stream, ticket.request.size) == ("llama", True, 14)
+        assert rooms.scheduler.prompts == [b'"hello"']
+        answer = ticket.route.follow()
+        answer.feed(self.ANSWER)
+        assert answer.usage() == Usage(10, 9, 4)
+
+    @pytest.mark.parametrize("body", [BODY, b""])
+    def test_a_rewrite_changes_no_body(self, rooms: Any, body: bytes) -> None:
+        headers = {":path": self.METHOD, "x-gateway-model-name-rewrite": "target"}
+        ticket = rooms.director.decide(NeedDecision(headers, body, None))
+        assert ticket.route.body is None
+        assert (ticket.route.model, ticket.route.target_model) == ("target", "target")
+        assert ticket.request.target_model == "target"

@@ -70,7 +70,7 @@ class World:
         self.controller: FlowController[str] = FlowController(
             settings or options(), self.store, saturation, flows, clock=lambda: 1000.0 + self.offset
         )
-        self.store.on_observed(self.controller.wake)
+        self.store.on_observed(lambda endpoint, asked_at: self.controller.wake())
         self.store.on_added(lambda endpoint: self.controller.wake())
 
     def ask(self, flow: str = "default-flow", priority: int = 0, broken: BaseException | None = None) -> Any:

@@ -26,7 +26,7 @@ from epp.flags import FlagError
 from epp.flags import parse as parse_flags
 from epp.model import Endpoint, EndpointMetrics
 from epp.requests import BodyError, ModelRenamer, Parsers, UsageTail, replace_model
-from epp.requests.apis import APIS
+from epp.requests.apis import APIS, READERS
 from epp.requests.members import MemberReader
 
 JSON = st.recursive(
@@ -43,8 +43,10 @@ MODELS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5).flatmap(
     lambda rest: st.text(max_size=8).map(lambda model: {**rest, "model": model})
 )
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " :\t")])
-PARSERS = Parsers(list(APIS))
-PATHS = st.sampled_from([*(api.end for apis in APIS.values() for api in apis), "/x", ""])
+PARSERS = Parsers([*APIS, *READERS])
+ENDS = [api.end for apis in APIS.values() for api in apis]
+ENDS += [end for readers in READERS.values() for reader in readers for end in reader.PATHS]
+PATHS = st.sampled_from([*ENDS, "/x", ""])
 KINDS = st.sampled_from(["application/json", "", "multipart/form-data; boundary=b", "application/grpc", "text/plain"])
 PARTS = st.lists(
     st.sampled_from(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import aiohttp
 
 from epp.model import Decision, Endpoint, InferenceRequest, Rejection
-from epp.observe import DecisionLog, ObserveOptions, ObserveServer, Recorder
+from epp.observe import DecisionLog, Insight, ObserveOptions, ObserveServer, Recorder
 
 
 def endpoint(number: int) -> Endpoint:
@@ -86,7 +86,7 @@ def test_only_the_last_ones_are_kept_and_no_prompts() -> None:
 async def test_it_is_served() -> None:
     recorder = Recorder()
     options = ObserveOptions(host="127.0.0.1", port=0)
-    server = ObserveServer(recorder, dict, lambda: ("", ""), options, recorder.decisions)
+    server = ObserveServer(recorder, dict, lambda: ("", ""), options, Insight(recorder.decisions))
     port = await server.start()
     recorder.decisions.note("pool", request("r-1"), decision(1, p1=1.0))
     recorder.decisions.note("pool", request("r-2", model="other", target="other"), decision(1, p1=1.0))

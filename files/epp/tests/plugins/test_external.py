@@ -14,10 +14,18 @@ import pytest
 
 from epp import config
 from epp.cli import main
+from epp.datalayer import Datastore
+from epp.model import BodyError, ParsedBody
+from epp.observe import PoolRecorder, Recorder
 from epp.plugins import builtin, external, registry
 from epp.plugins.external import PluginLoadError
+from epp.process import StartError
+from epp.requests import Parsers
+from epp.scheduling import Scheduler
+from epp.serve import _parsers
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_scorer.py"
+PARSER = EXAMPLE.with_name("custom_parser.py")
 SCORER = """\
 from epp.scheduling import Scorer
 
@@ -78,6 +86,66 @@ class TestTheExample:
             config.load(CONFIG.replace("64", "0"), "c.yaml")
         with pytest.raises(config.ConfigError, match="did you mean 'custom-threshold'"):
             config.load(CONFIG.replace("custom-threshold", "custom-thresh"), "c.yaml")
+
+
+class TestTheExampleOfAParser:
+    """Loaded from its file, and used by the process's own wiring."""
+
+    CONFIG = CONFIG.replace("custom-scorer", "queue-scorer").replace("  parameters:\n    custom-threshold: 64\n", "")
+    HANDLER = "requestHandler:\n  parsers: [{pluginRef: custom-parser}, {pluginRef: openai-parser}]\n"
+
+    def parsers(self, own: str = "- type: custom-parser\n", handler: str = HANDLER) -> Parsers:
+        cfg = config.load(
+            self.CONFIG.replace("plugins:\n", f"plugins:\n{own}- type: openai-parser\n", 1) + handler, "c.yaml"
+        )
+        return _parsers(cfg, Scheduler.from_config(cfg, registry(), Datastore(), PoolRecorder(Recorder(), "p")))
+
+    def test_it_parses(self) -> None:
+        external.load_path(str(PARSER))
+        parsers = self.parsers()
+        body = b'{"model": "llama"}\nfirst\nsecond\n'
+        assert parsers.parse("/v1/translate", "application/jsonl", body) == ParsedBody("llama", b"first\nsecond\n")
+        assert parsers.parse("/v1/completions", "", b'{"model": "m"}').model == "m"
+        with pytest.raises(BodyError, match="the first line has no model"):
+            parsers.parse("/v1/translate", "", b"[]\nfirst\n")
+
+    def test_the_readme_shows_it(self) -> None:
+        readme = PARSER.parents[1].joinpath("README.md").read_text()
+        assert "class CustomParser" + PARSER.read_text().partition("class CustomParser")[2] in readme
+
+    def test_by_its_name(self) -> None:
+        external.load_path(str(PARSER))
+        handler = self.HANDLER.replace("custom-parser", "translations")
+        parsers = self.parsers("- {type: custom-parser, name: translations}\n", handler)
+        with pytest.raises(BodyError, match="configured are translations, openai-parser"):
+            parsers.parse("/what", "", b"{}")
+
+    def test_it_is_no_parser(self) -> None:
+        external.load_path(str(EXAMPLE))
+        handler = self.HANDLER.replace("custom-parser", "custom-scorer")
+        with pytest.raises(config.ConfigError, match="'custom-scorer' is of type custom-scorer, which is not a Parser"):
+            self.parsers("- type: custom-scorer\n", handler)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "told"),
+        [
+            ('PATHS = ("/v1/translate",)', "PATHS = ()", r"custom-parser \(custom-parser\) has no PATHS"),
+            ("CustomParser(BodyParser)", "CustomParser(Parser)", r"'custom-parser' understands; a parser of one's own"),
+        ],
+    )
+    def test_it_understands_nothing(self, tmp_path: Path, old: str, new: str, told: str) -> None:
+        file = tmp_path / "mine.py"
+        code = PARSER.read_text().replace(old, new).replace("import json\n", "from epp.scheduling.api import Parser\n")
+        file.write_text(code)
+        external.load_path(str(file))
+        with pytest.raises(StartError, match=told):
+            self.parsers()
+
+    def test_a_method_is_missing(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.py"
+        file.write_text(PARSER.read_text().replace("def parse", "def parses"))
+        with pytest.raises(PluginLoadError, match="CustomParser lacks parse; write it"):
+            external.load_path(str(file))
 
 
 class TestCommands:

@@ -10,8 +10,9 @@ import pytest
 from epp.config.loader import DEFAULT_PARSERS
 from epp.plugins import registry
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
-from epp.requests.apis import APIS, DEFAULT
-from epp.requests.wrapped import WrappedError, unwrap
+from epp.requests.apis import APIS, DEFAULT, READERS
+from epp.requests.protobuf import WireError
+from epp.requests.wrapped import unwrap
 
 JSON = "application/json"
 FORM = 'multipart/form-data; boundary="b 1"'
@@ -23,7 +24,7 @@ def parse(path: str, body: object, kind: str = JSON, parsers: tuple[str, ...] = 
 
 
 def test_every_parser_is_a_plugin_and_the_other_way_round() -> None:
-    assert set(APIS) == {name for name in registry() if name.endswith("-parser")}
+    assert {*APIS, *READERS} == {name for name in registry() if name.endswith("-parser")}
     assert DEFAULT_PARSERS == DEFAULT
 
 
@@ -257,5 +258,5 @@ class TestVertexAI:
     def test_every_cut_is_refused(self) -> None:
         whole = wrap(b'{"model":"m"}')
         for size in range(len(whole)):
-            with pytest.raises(WrappedError):
+            with pytest.raises(WireError):
                 unwrap(whole[:size])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from epp import config, plugins
 from epp.config import EndpointPickerConfig, PluginSpec, ProfileSpec
 from epp.config.schema import ProfilePlugin
 from epp.datalayer import Datastore
-from epp.model import Endpoint, InferenceRequest, Rejection
+from epp.model import Endpoint, EndpointMetrics, InferenceRequest, Rejection
 from epp.observe import Recorder
 from epp.scheduling import Filter, Plugin, Scheduler, Scorer
 
@@ -158,6 +159,26 @@ def test_a_seed_repeats_a_run(picker: str) -> None:
 
     assert run(1) == run(1)
     assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.parametrize("blocks", [10_000, 0])
+def test_a_burst_between_two_readings_is_spread(blocks: int, idle: bool, seed: int) -> None:
+    """The picker breaks ties at random; that a burst does not meet on one endpoint is the default scorers' doing."""
+    load = {} if idle else {"waiting": 3, "running": 200}
+    datastore = store(4)
+    for endpoint in datastore.endpoints():
+        endpoint.metrics = EndpointMetrics(updated_at=time.monotonic(), block_size=16, num_blocks=blocks, **load)
+    found = Scheduler.from_config(config.default(), plugins.registry(), datastore, RECORDER, seed)
+    counted: collections.Counter[str] = collections.Counter()
+    for number in range(100):
+        request = InferenceRequest("id", {}, model="m", prompt=b"%03d" % number + b"x" * 800)
+        decision = found.schedule(request, datastore.endpoints())
+        datastore.hold(decision.charges)
+        found.pre_request(request, decision)
+        counted[decision.endpoints[0].name] += 1
+    assert set(counted.values()) == {25}
 
 
 STAGES = """\

@@ -153,6 +153,23 @@ def test_a_snapshot_is_told_in_parts_the_oldest_first(pair: tuple[Replica, Repli
     assert parts[0][-1] == 0, "what is learned last of a part counts as its oldest"
 
 
+def test_a_message_that_comes_on_two_ways_counts_once(pair: tuple[Replica, Replica]) -> None:
+    a, b = pair
+    a.store.sent(a.store.endpoints()[0], 100)
+    first = a.ledger.news()
+    hold = a.store.hold([Charge(a.store.endpoints()[0], 9, 0)])
+    second = a.ledger.news()
+    hold.release()
+    third = a.ledger.news()
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    for news in (first, second, first, third, second, third):
+        b.ledger.hear(decode(encode(news)), 0.0)
+    assert b.store.endpoints()[0].unseen == 1
+    assert b.loads()[0] == (0, 0)
+
+
 def test_other_pools_and_places_are_ignored(pair: tuple[Replica, Replica]) -> None:
     _, b = pair
     strange = PoolNews({"10.9.9.9:1": (3, 4)}, False, [("10.9.9.9:1", 3)], [("prefixes", "10.9.9.9:1", pack([1]))])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -16,6 +17,7 @@ from epp.datalayer import Datastore
 from epp.datalayer.prefix import PrefixIndex
 from epp.model import Charge, Endpoint
 from epp.statesync import Ledger, PeersOptions, StateSync, peers
+from epp.statesync.messages import News
 
 BLOCKS = [11, 12, 13]
 
@@ -147,4 +149,28 @@ async def test_a_port_that_is_taken() -> None:
     with pytest.raises(OSError, match=f"--statesync-port={port}"):
         there.start()
     there.close()
+    here.sync.close()
+
+
+async def test_processes_of_one_replica() -> None:
+    """They find each other by their own addresses, and are no replicas to be counted."""
+    places = [f"ipc://@epp-test-{uuid.uuid4()}" for _ in range(2)]
+    here, there = Replica("one/0", ()), Replica("one/1", ())
+    for index, each in enumerate((here, there)):
+        each.sync._options = PeersOptions(0, (), own=places[index], siblings=[places[1 - index]], index=index, ports=2)
+        assert each.sync.start() == 0
+    told: list[News] = []
+    here.sync.on_news = told.append
+    async with running(here), running(there):
+        here.store.hold([Charge(here.endpoint, 9, 0)])
+        await until(lambda: there.endpoint.inflight == 1)
+        assert there.peers == 0
+        assert {"10.0.0.1:8000": (1, 9)} in [news.pools["pool"].load for news in told]
+
+
+async def test_all_processes_of_other_replicas_are_listened_to() -> None:
+    here = Replica("one/1", ("127.0.0.1", "127.0.0.1:8000"))
+    here.sync._options = PeersOptions(7000, here.sync._options.names, "127.0.0.1", ports=2, index=1)
+    found = {address for name in here.sync._options.names for address in await here.sync._addresses(name)}
+    assert found == {f"tcp://127.0.0.1:{port}" for port in (7000, 7001, 8000, 8001)}
     here.sync.close()

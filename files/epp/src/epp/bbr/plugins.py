@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is copied where: the plugins of ``--plugin TYPE:NAME[:JSON]``.
+"""What is copied where: the plugins of ``--plugin TYPE:NAME[:JSON]`` and of the configuration file.
 
 ``body-field-to-header`` {fieldName, headerName}: the text of a member of the body's object becomes a header.
 ``base-model-to-header`` {}: the base model of the body's ``model`` becomes the header X-Gateway-Base-Model-Name; of a
@@ -27,6 +27,11 @@ DEFAULT = (
     PluginText(BASE_MODEL, BASE_MODEL, {}),
 )
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def is_header(name: str) -> bool:
+    """Whether a header may have this name."""
+    return _HEADER.fullmatch(name) is not None
 
 
 class Plugin(ABC):
@@ -90,7 +95,7 @@ def _plugin(text: PluginText, base_of: Callable[[str], str]) -> Plugin:
         raise FlagError(f"--plugin={text.type}:{text.name}: unknown type; known are {BODY_FIELD} and {BASE_MODEL}")
     given = _only(text, ("fieldName", "headerName"))
     header = given["headerName"]
-    if not _HEADER.fullmatch(header):
+    if not is_header(header):
         raise FlagError(f"--plugin={text.type}:{text.name}: headerName {header!r} is no name of a header")
     return BodyFieldToHeader(text.name, given["fieldName"], header)
 

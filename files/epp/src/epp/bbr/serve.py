@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import uvloop
 
+from epp.bbr import config
 from epp.bbr.adapters import AdapterWatcher
 from epp.bbr.figures import Figures
 from epp.bbr.plugins import build, needs_adapters
 from epp.bbr.router import BodyRouter
-from epp.bbr.settings import BbrSettings, plugin_text
+from epp.bbr.settings import BbrSettings, PluginText, plugin_text
+from epp.config.errors import ConfigError
 from epp.datalayer.kubernetes import KubeClient, KubeConfigError
 from epp.extproc import Health, StreamMachine, StreamService, Tracing, Watchdog
 from epp.extproc.messages import BodyMode
@@ -31,24 +35,36 @@ from epp.transport import (
 
 log = logging.getLogger("epp")
 
-_EXPECTED = (StartError, KubeConfigError, CertificateError, OSError, FlagError)
+_EXPECTED = (ConfigError, StartError, KubeConfigError, CertificateError, OSError, FlagError)
 
 
 def run(settings: BbrSettings) -> int:
     """Serve until a signal comes; returns the exit status."""
     try:
-        uvloop.run(_serve(settings))
+        uvloop.run(_serve(settings, _texts(settings)))
     except _EXPECTED as error:
         log.error("cannot start: %s", error)
         return 1
     return 0
 
 
-async def _serve(settings: BbrSettings) -> None:
+def _texts(settings: BbrSettings) -> Sequence[PluginText]:
+    """The plugins, as the configuration or the flags say; none for the default ones."""
+    if settings.config_text:
+        return config.load(settings.config_text, "--config-text")
+    if settings.config_file:
+        try:
+            text = Path(settings.config_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f"{settings.config_file}: cannot be read: {error}") from None
+        return config.load(text, settings.config_file)
+    return [plugin_text(text) for text in settings.plugin]
+
+
+async def _serve(settings: BbrSettings, texts: Sequence[PluginText]) -> None:
     """Wire, start, wait for a signal, drain. Raises what keeps it from starting or running."""
     stop, client, watchdog = signals(), _client(), Watchdog()
     try:
-        texts = [plugin_text(text) for text in settings.plugin]
         watcher = AdapterWatcher(client, settings.namespace) if client and needs_adapters(texts) else None
         if watcher is None and needs_adapters(texts):
             log.warning("there is no Kubernetes to read ConfigMaps from: no base model is known")
@@ -69,7 +85,7 @@ async def _serve(settings: BbrSettings) -> None:
         watchdog.start()
         try:
             await servers.start()
-            await run_until_stopped(Running(servers, health, work, None, stop, settings.drain_timeout))
+            await run_until_stopped(Running(servers.transport, health, work, None, stop, settings.drain_timeout))
         finally:
             await servers.stop()
     finally:

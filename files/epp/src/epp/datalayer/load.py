@@ -6,7 +6,8 @@ reading plus the requests sent since then, which the engine could not have count
 
 * an engine that has a queue will queue what was sent since: ``waiting`` grows by it;
 * an engine without one will run it: ``running`` grows by it;
-* its KV cache will hold the uncached prompt tokens of it: ``kv_usage`` grows by their blocks.
+* its KV cache will hold the uncached prompt tokens of it: ``kv_usage`` grows by their part of the cache, or of one of
+  :data:`CACHE_TOKENS` where the engine does not say how large its cache is.
 
 Nothing is added once a reading has seen the requests, so on quiet endpoints these are exactly the readings. For an
 endpoint that was never read (no metrics), the requests in flight stand in for both queue and batch; where an engine has
@@ -16,6 +17,10 @@ a metric of only one of them, the requests in flight that are not in that one st
 from __future__ import annotations
 
 from epp.model import Endpoint
+
+CACHE_TOKENS = 500_000
+"""Tokens of a KV cache of unknown size: what one GPU with 80 GB holds for a model of some 8 billion parameters. It
+only has to tell apart endpoints that were sent different amounts, until their metrics do."""
 
 
 def waiting(endpoint: Endpoint) -> int:
@@ -41,9 +46,9 @@ def running(endpoint: Endpoint) -> int:
 def kv_usage(endpoint: Endpoint) -> float:
     """Used part of the endpoint's KV cache, 0..1."""
     metrics = endpoint.metrics
-    capacity = metrics.block_size * metrics.num_blocks
-    if endpoint.unseen_tokens == 0 or capacity == 0:
+    if endpoint.unseen_tokens == 0:
         return metrics.kv_cache_usage
+    capacity = metrics.block_size * metrics.num_blocks or CACHE_TOKENS
     return min(1.0, metrics.kv_cache_usage + endpoint.unseen_tokens / capacity)
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -25,6 +26,9 @@ from epp.datalayer.kubernetes import KubeClient
 from epp.datalayer.resources import Object, Resource, age_of, name_of, pool_of, spec_of
 
 GROUPS = ("llm-d.ai/v1alpha2", "inference.networking.x-k8s.io/v1alpha2")
+OBJECTIVES, REWRITES, MODELS = "inferenceobjectives", "inferencemodelrewrites", "inferencemodels"
+KINDS = {OBJECTIVES: GROUPS, REWRITES: GROUPS, MODELS: GROUPS[1:]}
+"""The resources, and the groups that may have them."""
 CRITICALITY = {"Critical": 1, "Standard": 0, "Sheddable": -1}
 """Priority by the criticality of an InferenceModel; Standard when it has none."""
 
@@ -73,19 +77,22 @@ class _Pool:
 class Objectives:
     """Priorities and rewrites of all pools of a namespace."""
 
-    def __init__(self, client: KubeClient, namespace: str, seed: int | None = None) -> None:
+    def __init__(self, client: KubeClient | None, namespace: str, seed: int | None = None) -> None:
         """``namespace`` is that of the pools, and so of what refers to them; ``seed`` makes weighted choices
-        repeatable."""
+        repeatable. Without a client somebody else watches, and says with :meth:`take` what there is."""
         self._rng = random.Random(seed)
-        self._objectives: Mapping[str, Object] = {}
-        self._rewrites: Mapping[str, Object] = {}
-        self._models: Mapping[str, Object] = {}
+        self._objects: dict[str, Mapping[str, Object]] = {}
         self._pools: dict[str, _Pool] = {}
-        self._resources = (
-            Resource(client, namespace, "inferenceobjectives", GROUPS, self._set_objectives),
-            Resource(client, namespace, "inferencemodelrewrites", GROUPS, self._set_rewrites),
-            Resource(client, namespace, "inferencemodels", GROUPS[1:], self._set_models),
+        self._taken: list[Callable[[str, Mapping[str, Object]], None]] = []
+        self._resources = tuple(
+            Resource(client, namespace, kind, groups, partial(self.take, kind))
+            for kind, groups in KINDS.items()
+            if client is not None
         )
+
+    def on_taken(self, callback: Callable[[str, Mapping[str, Object]], None]) -> None:
+        """Call ``callback`` with whatever is taken."""
+        self._taken.append(callback)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -113,27 +120,25 @@ class Objectives:
         rule = known.exact.get(model) or known.models.get(model) or known.generic
         return rule.choose(self._rng) if rule is not None else None
 
-    def _set_objectives(self, objects: Mapping[str, Object]) -> None:
-        self._objectives = objects
+    def take(self, kind: str, objects: Mapping[str, Object]) -> None:
+        """These are all objects of one of the KINDS now."""
+        self._objects[kind] = objects
         self._compile()
+        for callback in self._taken:
+            callback(kind, objects)
 
-    def _set_rewrites(self, objects: Mapping[str, Object]) -> None:
-        self._rewrites = objects
-        self._compile()
-
-    def _set_models(self, objects: Mapping[str, Object]) -> None:
-        self._models = objects
-        self._compile()
+    def _all(self, kind: str) -> Iterable[Object]:
+        return self._objects.get(kind, {}).values()
 
     def _compile(self) -> None:
         """Turn all objects into what a request can be looked up in."""
         pools: dict[str, _Pool] = {}
-        for item in self._objectives.values():
+        for item in self._all(OBJECTIVES):
             priority = spec_of(item).get("priority")
             _pool(pools, item).priorities[name_of(item)] = priority if isinstance(priority, int) else 0
-        for item in sorted(self._rewrites.values(), key=age_of):
+        for item in sorted(self._all(REWRITES), key=age_of):
             _add_rewrite(_pool(pools, item), item)
-        for item in sorted(self._models.values(), key=age_of):
+        for item in sorted(self._all(MODELS), key=age_of):
             _add_model(_pool(pools, item), item)
         pools.pop("", None)
         self._pools = pools

@@ -101,12 +101,17 @@ class Scraper:
         self.tls = options.tls()
         self.pace = Pace(options)
         self._on_error = on_error
+        self._failed: list[Callable[[Endpoint], None]] = []
         self._readers: dict[Endpoint, _Reader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = False
         datastore.on_added(self._add)
         datastore.on_removed(self._remove)
         datastore.on_acquired(self._wake)
+
+    def on_failed(self, callback: Callable[[Endpoint], None]) -> None:
+        """Call ``callback`` after each reading that failed, when the endpoint shows what that means."""
+        self._failed.append(callback)
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -124,6 +129,8 @@ class Scraper:
         """A reading failed; for readers."""
         if self._on_error is not None:
             self._on_error(endpoint, reason, extraction)
+        for callback in self._failed:
+            callback(endpoint)
 
     def _add(self, endpoint: Endpoint) -> None:
         if not self._running or endpoint in self._readers:

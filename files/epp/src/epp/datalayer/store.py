@@ -13,7 +13,7 @@ from typing import Protocol
 
 from epp.datalayer.hold import Hold
 from epp.datalayer.journal import Journal
-from epp.model import Charge, Endpoint, EndpointMetrics
+from epp.model import NO_FLOW, Charge, Endpoint, EndpointMetrics, Flow, FlowShare
 
 SEEN_AFTER = 0.02
 """Seconds that a request may need from the decision until the engine counts it (gateway, network, tokenizer)."""
@@ -47,7 +47,8 @@ class Datastore:
         self._added: list[Callable[[Endpoint], None]] = []
         self._removed: list[Callable[[Endpoint], None]] = []
         self._busy: list[Callable[[Endpoint], None]] = []
-        self._observed: list[Callable[[], None]] = []
+        self._observed: list[Callable[[Endpoint, float], None]] = []
+        self._replaced: list[Callable[[], None]] = []
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """A snapshot of the endpoints that are ready and not being deleted."""
@@ -65,8 +66,12 @@ class Datastore:
         """Call ``callback`` whenever a request goes to an endpoint."""
         self._busy.append(callback)
 
-    def on_observed(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` after each reading of an endpoint's metrics."""
+    def on_replaced(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after each delivery of a source, whether or not it brought anything new."""
+        self._replaced.append(callback)
+
+    def on_observed(self, callback: Callable[[Endpoint, float], None]) -> None:
+        """Call ``callback`` after each reading of an endpoint's metrics, with the time at which it was asked for."""
         self._observed.append(callback)
 
     def replace(self, wanted: Iterable[Endpoint]) -> None:
@@ -96,14 +101,21 @@ class Datastore:
         for endpoint in fresh:
             for callback in self._added:
                 callback(endpoint)
+        for done in self._replaced:
+            done()
 
-    def hold(self, charges: Sequence[Charge]) -> Hold:
-        """A request goes to the endpoints of ``charges``, the first of which answers: count it there until the hold
-        is released. Call it once, in the same turn of the event loop as the decision."""
-        return Hold(self, charges)
+    def hold(self, charges: Sequence[Charge], flow: Flow = NO_FLOW) -> Hold:
+        """A request of this flow goes to the endpoints of ``charges``, the first of which answers: count it there until
+        the hold is released. Call it once, in the same turn of the event loop as the decision."""
+        return Hold(self, charges, flow)
 
-    def acquire(self, endpoint: Endpoint, tokens: int = 0) -> None:
+    def acquire(self, endpoint: Endpoint, tokens: int = 0, flow: Flow = NO_FLOW) -> None:
         """Count a request, and the tokens that it costs; for holds."""
+        share = endpoint.flows.get(flow)
+        if share is None:
+            share = endpoint.flows[flow] = FlowShare()
+        share.requests += 1
+        share.tokens += tokens
         endpoint.inflight += 1
         endpoint.inflight_tokens += tokens
         endpoint.own += 1
@@ -113,10 +125,16 @@ class Datastore:
         for callback in self._busy:
             callback(endpoint)
 
-    def release(self, endpoint: Endpoint, tokens: int = 0) -> None:
-        """The opposite, once per :meth:`acquire` and with its tokens, also for endpoints long gone; for holds."""
-        if endpoint.own <= 0:
+    def release(self, endpoint: Endpoint, tokens: int = 0, flow: Flow = NO_FLOW) -> None:
+        """The opposite, once per :meth:`acquire` and with its tokens and flow, also for endpoints long gone; for
+        holds."""
+        share = endpoint.flows.get(flow)
+        if share is None:
             raise RuntimeError(f"endpoint {endpoint.name} was released more often than acquired")
+        share.requests -= 1
+        share.tokens -= tokens
+        if not share.requests:
+            del endpoint.flows[flow]
         endpoint.inflight -= 1
         endpoint.inflight_tokens -= tokens
         endpoint.own -= 1
@@ -129,8 +147,9 @@ class Datastore:
             endpoint.unseen_tokens -= sent.popleft()[1]
             endpoint.unseen = len(sent)
 
-    def computed(self, endpoint: Endpoint, tokens: int) -> None:
+    def computed(self, endpoint: Endpoint, tokens: int, flow: Flow = NO_FLOW) -> None:
         """So many tokens of a request that is still in flight cost nothing any more; for holds."""
+        endpoint.flows[flow].tokens -= tokens
         endpoint.inflight_tokens -= tokens
         endpoint.own_tokens -= tokens
         if self.journal.active:
@@ -174,7 +193,7 @@ class Datastore:
                 endpoint.unseen_tokens -= sent.popleft()[1]
             endpoint.unseen = len(sent)
         for callback in self._observed:
-            callback()
+            callback(endpoint, asked_at)
 
 
 def _identity(endpoint: Endpoint) -> tuple[str, str, str, int]:

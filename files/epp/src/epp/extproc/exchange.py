@@ -134,6 +134,7 @@ class Exchange:
         """The stream has ended with this gRPC status. Gives back what is still held."""
         self._closed = True
         self.push = None
+        del self._machine.on_response  # a circle, which only the garbage collector could free
         if self._pending is not None:
             self._pending.cancel()
         response = self._machine.response
@@ -209,7 +210,7 @@ class Exchange:
             return {}
         if response.size != self._size and response.status < 400:
             self._size = response.size
-            ticket.record.piece(response.streaming)
+            ticket.record.piece(response.streaming or ticket.request.stream)
             if ticket.followed:
                 ticket.piece()
         if not response.ended:

@@ -11,11 +11,9 @@ from collections.abc import Iterable, Mapping
 from epp.extproc import messages as m
 from epp.extproc import replies as r
 from epp.extproc.messages import BodyMode
-from epp.requests import ModelRenamer, UsageTail
+from epp.requests import AnswerReader, ModelRenamer, UsageTail
 
 Messages = Iterable[bytes]
-ANSWER_HEADERS = frozenset((b":status", b"content-type", b"content-length"))
-"""Headers of an answer that matter here."""
 _MARK = {m.RESPONSE_MARK: "true"}
 _MARKED = (r.response_headers(_MARK),)
 
@@ -23,9 +21,11 @@ _MARKED = (r.response_headers(_MARK),)
 class ResponsePhase:
     """What is known of one answer while it passes."""
 
-    def __init__(self, mode: BodyMode, rename: tuple[str, str] | None, marks: bool = True) -> None:
+    def __init__(
+        self, mode: BodyMode, rename: tuple[str, str] | None, marks: bool = True, tail: AnswerReader | None = None
+    ) -> None:
         """``rename`` is (the engine's model name, the client's), None to leave names alone; ``marks``: a header says
-        that the answer passed here."""
+        that the answer passed here; ``tail`` reads its token counts, None: as the OpenAI API has them."""
         self._marks = marks
         self.status = 0
         """HTTP status, 0 while unknown."""
@@ -35,7 +35,7 @@ class ResponsePhase:
         """Bytes of body so far."""
         self.ended = False
         """The last byte (or trailer) has passed."""
-        self.tail = UsageTail()
+        self.tail: AnswerReader = tail or UsageTail()
         self._mode = mode
         self._renamer = ModelRenamer(*rename) if rename else None
         self._has_length = False

@@ -80,11 +80,30 @@ class Figures:
         text = "Seconds between two pieces of a streamed answer."
         name = _CANONICAL + "request_streaming_itl_seconds"
         self.itl = Figure(_BY, (view(name, text, *_BY),), TPOT)
+        self._predictions()
         self._scheduler()
         self._pool()
         self._streams()
         self._flow_control()
         self._programs()
+
+    def _predictions(self) -> None:
+        """Of latencies; only where a predictor is asked."""
+        names = {"ttft": "the time to the first token", "tpot": "the time per token"}
+        self.predicted = {
+            kind: _request_alike(
+                f"request_predicted_{kind}_seconds", f"Seconds that were predicted for {name}.", bounds
+            )
+            for (kind, name), bounds in zip(names.items(), (DURATION, TPOT), strict=True)
+        }
+        self.prediction_took = {
+            kind: _request_alike(f"request_{kind}_prediction_duration_seconds", f"Seconds to predict {name}.", SHORT)
+            for kind, name in names.items()
+        }
+        text = "The latest of several latencies of a model, in seconds."
+        self.request_metric = _request_alike("inference_request_metric", text, more=("type",))
+        text = "Answers that came later than their clients wanted."
+        self.slo_violations = _request_alike("request_slo_violation_total", text, more=("type",), counter=True)
 
     def _scheduler(self) -> None:
         self.scheduling = _extension("scheduler_e2e_duration_seconds", "Seconds per scheduling decision.", SHORT)
@@ -113,6 +132,23 @@ class Figures:
         self.hit_ratio = _extension("prefix_indexer_hit_ratio", text, RATIO, owner, old_labels=())
         text = "Bytes of the prompt that the chosen endpoint was believed to hold."
         self.hit_bytes = _extension("prefix_indexer_hit_bytes", text, HIT_BYTES, owner, old_labels=())
+        text = "Blocks that engines have named and that could be placed."
+        self.kv_admissions = _canonical("kv_cache_index_admissions_total", text, *owner, counter=True)
+        text = "Blocks that engines have thrown away, or that were forgotten for want of room."
+        self.kv_evictions = _canonical("kv_cache_index_evictions_total", text, *owner, counter=True)
+        text = "Blocks that engines have named and that could not be placed: what comes before them is not known."
+        self.kv_skipped = _canonical("kv_cache_index_skipped_total", text, *owner, counter=True)
+        text = "Prompts that were looked up among the blocks that engines have named."
+        self.kv_lookups = _canonical("kv_cache_index_lookup_requests_total", text, *owner, counter=True)
+        text = "Blocks of those prompts that any endpoint holds."
+        self.kv_hits = _canonical("kv_cache_index_lookup_hits_total", text, *owner, counter=True)
+        text = "Blocks of those prompts that the endpoint which holds most of them holds."
+        self.kv_best = _canonical("kv_cache_index_max_pod_hit_count_total", text, *owner, counter=True)
+        text = "Seconds per look-up."
+        name = _CANONICAL + "kv_cache_index_lookup_latency_seconds"
+        self.kv_latency = Figure(owner, (view(name, text, *owner),), SHORT)
+        text = "Prompts whose prefix was looked up by what engines say (events), or by what was sent where (estimate)."
+        self.prefix_source = _canonical("precise_prefix_lookups_total", text, *owner, "source", counter=True)
         self.processing = {
             phase: Figure(
                 (),
@@ -155,11 +191,10 @@ class Figures:
                 view(_CANONICAL + "per_endpoint_queue_size", text, "name", "model_server_endpoint"),
             ),
         )
-        place = ("endpoint_name", "namespace")
-        text = "Requests to an endpoint whose answers have not ended."
-        self.inflight_requests = Figure(place, (view(_CANONICAL + "inflight_requests", text, *place),))
-        text = "Estimated tokens that those requests still cost it."
-        self.inflight_tokens = Figure(place, (view(_CANONICAL + "inflight_tokens", text, *place),))
+        where = ("endpoint_name", "namespace", "producer_name", "fairness_id", "priority")
+        text = "Requests that this process has sent to an endpoint, and whose answers have not ended."
+        self.inflight_requests = _canonical("inflight_requests", text, *where)
+        self.inflight_tokens = _canonical("inflight_tokens", "Estimated tokens that those requests still cost.", *where)
         text = "Readings of endpoints' metrics that failed."
         name = _CANONICAL + "datalayer_poll_errors_total"
         self.poll_errors = Figure(("source_type",), (view(name, text, "source_type"),), counter=True)
@@ -171,6 +206,10 @@ class Figures:
         text = "1 while this process is the leader, or no leader is elected."
         self.leader = Figure((), (view(_CANONICAL + "leader", text),))
         self.peers = Figure((), (view(_CANONICAL + "statesync_peers", "Replicas whose load and prefixes are known."),))
+        text = "Processes of this picker that serve, where there are several (flag workers)."
+        self.workers = Figure((), (view(_CANONICAL + "workers_ready", text),))
+        text = "Processes of this picker (flag workers) that ended and were started again."
+        self.worker_restarts = Figure((), (view(_CANONICAL + "worker_restarts_total", text),), counter=True)
 
     def _streams(self) -> None:
         name = _CANONICAL + "extproc_streams_"
@@ -226,12 +265,29 @@ class Figures:
         name = "program_aware_attained_service_tokens"
         text = "Service that a program has attained, in weighted tokens, older ones counting less."
         self.program_service = _canonical(name, text, "program_id")
+        owner, text = ("plugin_type", "plugin_name"), "Part of the requests that a revision of a rollout gets."
+        self.revision_share = _canonical("disaggregatedset_revision_gating_share", text, *owner, "mode", "revision")
+        name, text = "disaggregatedset_strict_header_no_match_total", "Requests whose header named a label of nobody."
+        self.strict_missed = _canonical(name, text, *owner, "selector", counter=True)
 
     def all(self) -> list[Figure]:
         """Every figure, for collection."""
         own = [each for each in vars(self).values() if isinstance(each, Figure)]
-        groups = (self.processing, self.pool, self.flow_use, self.flow_global_use)
+        groups = (
+            *(self.processing, self.pool, self.flow_use, self.flow_global_use),
+            *(self.predicted, self.prediction_took),
+        )
         return own + [each for group in groups for each in group.values()]
+
+
+def _request_alike(
+    name: str, text: str, bounds: tuple[float, ...] = (), more: tuple[str, ...] = (), counter: bool = False
+) -> Figure:
+    """A figure whose two names have the same labels."""
+    labels = (*_OLD, *more)
+    return Figure(
+        labels, (view(_LEGACY + name, text, *labels), view(_CANONICAL + name, text, *labels)), bounds, counter
+    )
 
 
 def _extension(

@@ -66,6 +66,10 @@ class Buckets:
         self.total += value
 
 
+State = tuple[list[tuple[tuple[str, ...], float]], list[tuple[tuple[str, ...], list[int], float]]]
+"""Numbers by their labels; counts per bucket and totals by theirs."""
+
+
 class Figure:
     """A counter (``total``), a gauge, or a histogram (with ``bounds``) by label values, and its views."""
 
@@ -104,6 +108,28 @@ class Figure:
         wanted = [(self._labels.index(name), value) for name, value in labels.items()]
         for key in [key for key in self._values if all(key[index] == value for index, value in wanted)]:
             del self._values[key]
+
+    def state(self) -> State:
+        """All that has been counted."""
+        numbers = [(labels, value.value) for labels, value in list(self._values.items())]
+        buckets = [(labels, list(each.counts), each.total) for labels, each in list(self._histograms.items())]
+        return numbers, buckets
+
+    def add(self, state: State, largest: bool = False) -> None:
+        """Count what another process has counted, too; ``largest`` takes the larger number in place of the sum."""
+        numbers, histograms = state
+        for labels, number in numbers:
+            value = self.value(*labels)
+            value.value = max(value.value, number) if largest else value.value + number
+        for labels, counts, total in histograms:
+            into = self.histogram(*labels)
+            into.counts = [a + b for a, b in zip(into.counts, counts, strict=True)]
+            into.total += total
+
+    @property
+    def gauge(self) -> bool:
+        """What is counted goes up and down."""
+        return not self._counter and not self._bounds
 
     def collect(self) -> Iterator[Metric]:
         """All views, for prometheus-client."""

@@ -20,7 +20,8 @@ from aiohttp import web
 from epp.model import Endpoint
 from epp.observe import profiling
 from epp.observe.access import AccessGuard
-from epp.observe.decisions import KEPT, DecisionLog
+from epp.observe.decisions import KEPT
+from epp.observe.insight import Insight
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +114,12 @@ class ObserveServer:
         pools: Callable[[], Mapping[str, Sequence[Endpoint]]],
         healthy: Callable[[], tuple[str, str]],
         options: ObserveOptions | None = None,
-        decisions: DecisionLog | None = None,
+        insight: Insight | None = None,
     ) -> None:
         """``healthy`` returns why there should be no traffic, and what else is wrong; both empty when all is well."""
         self._recorder, self._pools, self._healthy = recorder, pools, healthy
         self._options = options or ObserveOptions()
-        self._decisions = DecisionLog() if decisions is None else decisions
+        self._insight = insight or Insight()
         self._runner: web.AppRunner | None = None
         self._reloading: asyncio.Task[None] | None = None
 
@@ -191,7 +192,7 @@ class ObserveServer:
         except ValueError:
             return web.Response(status=400, text="limit must be a number\n")
         model = request.query.get("model", "")
-        return web.json_response({"decisions": self._decisions.newest(limit, model)})
+        return web.json_response({"decisions": await self._insight.decisions(limit, model)})
 
     async def _pprof_index(self, request: web.Request) -> web.Response:
         return web.Response(text=profiling.INDEX)
@@ -201,13 +202,13 @@ class ObserveServer:
             seconds = float(request.query.get("seconds", profiling.DEFAULT_SECONDS))
         except ValueError:
             return web.Response(status=400, text="seconds must be a number\n")
-        return web.Response(text=await asyncio.to_thread(profiling.profile, seconds))
+        return web.Response(text=await self._insight.profile(seconds))
 
     async def _pprof_stacks(self, request: web.Request) -> web.Response:
-        return web.Response(text=profiling.stacks())
+        return web.Response(text=await self._insight.stacks())
 
     async def _pprof_heap(self, request: web.Request) -> web.Response:
-        return web.Response(text=profiling.objects())
+        return web.Response(text=await self._insight.objects())
 
 
 async def _follow(tls: MetricsTls) -> None:

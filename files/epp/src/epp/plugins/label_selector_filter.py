@@ -49,6 +49,13 @@ class LabelSelectorFilterParameters:
     match_labels: dict[str, str] = param(dict, doc="labels with their values")
     match_expressions: tuple[LabelRequirement, ...] = param((), doc="entries with key, operator and values")
 
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether all of it holds for these labels."""
+        for key, value in self.match_labels.items():
+            if labels.get(key) != value:
+                return False
+        return all(expression.holds(labels) for expression in self.match_expressions)
+
 
 class LabelSelectorFilter(Filter):
     """Keeps what the selector matches."""
@@ -59,15 +66,8 @@ class LabelSelectorFilter(Filter):
 
     def __init__(self, name: str, parameters: LabelSelectorFilterParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
-        self._labels = tuple(parameters.match_labels.items())
-        self._expressions = parameters.match_expressions
+        self._matches = parameters.matches
 
     def filter(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
         """See the module."""
         return [endpoint for endpoint in endpoints if self._matches(endpoint.labels)]
-
-    def _matches(self, labels: Mapping[str, str]) -> bool:
-        for key, value in self._labels:
-            if labels.get(key) != value:
-                return False
-        return all(expression.holds(labels) for expression in self._expressions)

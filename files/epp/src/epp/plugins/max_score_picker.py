@@ -2,10 +2,9 @@
 """max-score-picker: takes the endpoints with the highest scores.
 
 Parameters: maxNumOfEndpoints (1): how many, the others are fallbacks.
-Formula: sort by score, highest first. Among equal scores those with the fewest of this EPP's requests in flight come
-first, and among these the order is random: requests that arrive together and look alike to every scorer are spread
-evenly, not only on average.
-Source: GAIE v1.3 and llm-d-router picker of the same type, which orders equal scores at random only.
+Formula: sort by score, highest first; the order of equal scores is random. That requests which arrive together do not
+meet on one endpoint is the scorers' part: between two readings they add what was sent since.
+Source: GAIE v1.3 and llm-d-router picker of the same type.
 """
 
 from __future__ import annotations
@@ -39,11 +38,8 @@ class MaxScorePicker(Picker):
         if self._count == 1:
             best = max(scores)
             ties = [endpoint for endpoint, score in zip(endpoints, scores, strict=True) if score == best]
-            if len(ties) > 1:
-                least = min(endpoint.inflight for endpoint in ties)
-                ties = [endpoint for endpoint in ties if endpoint.inflight == least]
             return [ties[0] if len(ties) == 1 else self._rng.choice(ties)]
         rated = list(zip(endpoints, scores, strict=True))
         self._rng.shuffle(rated)
-        rated.sort(key=lambda pair: (-pair[1], pair[0].inflight))
+        rated.sort(key=lambda pair: -pair[1])
         return [endpoint for endpoint, _ in rated[: self._count]]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """precise-prefix-cache-scorer: prefers endpoints that hold the beginning of the prompt; a producer and a scorer in one.
 
-Parameters: those of precise-prefix-cache-producer; tokensCacheConfig, tokenizersPoolConfig: taken, without effect.
+Parameters: those of precise-prefix-cache-producer; tokensCacheConfig, tokenizersPoolConfig: taken, without effect (a
+token-producer asks vLLM for tokens).
 Formula: matched blocks / blocks, as prefix-cache-scorer.
 Source: llm-d-inference-scheduler 0.4 scorer of the same type; llm-d-router has it as a wrapper of the other two.
 """
@@ -13,7 +14,6 @@ from typing import Any
 
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.precise_prefix_cache_producer import (
-    ESTIMATED,
     PrecisePrefixCacheProducer,
     PrecisePrefixCacheProducerParameters,
 )
@@ -34,17 +34,11 @@ class PrecisePrefixCacheScorer(Scorer):
 
     TYPE = "precise-prefix-cache-scorer"
     PARAMETERS = PrecisePrefixCacheScorerParameters
-    LIMITS = ESTIMATED
 
     def __init__(self, name: str, parameters: PrecisePrefixCacheScorerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
         context.adopt(PrecisePrefixCacheProducer(name, parameters, context))
         self._key = f"{PREFIX_MATCH}/{name}"
-
-    @classmethod
-    def warnings(cls, parameters: Any) -> tuple[str, ...]:
-        """Nobody should take an estimate for knowledge."""
-        return (cls.LIMITS,)
 
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""

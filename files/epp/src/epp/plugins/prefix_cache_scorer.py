@@ -96,10 +96,11 @@ class PrefixCacheScorer(Scorer):
         match = request.attributes.get(self._key)
         if not isinstance(match, PrefixMatch) or not match.hashes or not match.blocks:
             return [0.0] * len(endpoints)
-        return [self._rate(match, match.blocks.get(endpoint, 0)) for endpoint in endpoints]
+        held = match.blocks if match.weights is None else match.weights
+        return [self._rate(match, held.get(endpoint, 0)) for endpoint in endpoints]
 
-    def _rate(self, match: PrefixMatch, blocks: int) -> float:
-        share = blocks / len(match.hashes)
+    def _rate(self, match: PrefixMatch, blocks: float) -> float:
+        share = blocks / match.total
         if self._weight == 0.0:
             return share
         length = min(1.0, blocks * match.block_tokens / self._scale) ** 2

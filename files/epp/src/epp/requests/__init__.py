@@ -7,12 +7,17 @@ This room knows neither Envoy nor endpoints.
 
 from __future__ import annotations
 
-from epp.requests.parse import BodyError, ParsedBody, Parsers, is_json
+from epp.model import AnswerReader, BodyError, ParsedBody
+from epp.requests.parse import Parsers, is_json
+from epp.requests.readers import BodyReader, Guarded
 from epp.requests.rewrite import ModelRenamer, replace_model
 from epp.requests.usage import UsageTail
 
 __all__ = [
+    "AnswerReader",
     "BodyError",
+    "BodyReader",
+    "Guarded",
     "ModelRenamer",
     "ParsedBody",
     "Parsers",

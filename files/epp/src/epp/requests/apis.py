@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which interfaces of model servers are understood: the ends of their paths, what their bodies have, whose they are.
 
-A parser (a plugin type of the configuration) is a list of these. Of several that match, the longest end of the path
-counts, then the parser that is configured first.
+A parser (a plugin type of the configuration) is a list of these, or of readers for what is no JSON. Of several that
+match, the longest end of the path counts, then the parser that is configured first.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from epp.requests.readers import BodyReader
+from epp.requests.vllmgrpc import Embed, Generate
+
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One interface."""
+    """One interface whose bodies are JSON objects."""
 
     end: str
     """How its paths end."""
@@ -68,6 +71,7 @@ _VERTEX_AI = (
 
 OPENAI, ANTHROPIC, VLLM = "openai-parser", "anthropic-parser", "vllmhttp-parser"
 SGLANG, VERTEX_AI, PASSTHROUGH = "sglanghttp-parser", "vertexai-parser", "passthrough-parser"
+VLLM_GRPC = "vllmgrpc-parser"
 
 APIS: Mapping[str, tuple[Api, ...]] = {
     OPENAI: _OPENAI,
@@ -77,12 +81,15 @@ APIS: Mapping[str, tuple[Api, ...]] = {
     VERTEX_AI: _VERTEX_AI,
     PASSTHROUGH: (),
 }
-"""Interfaces by the type of the parser that understands them."""
+"""Interfaces of JSON by the type of the parser that understands them."""
+
+READERS: Mapping[str, tuple[BodyReader, ...]] = {VLLM_GRPC: (Generate(), Embed())}
+"""Other interfaces, likewise."""
 
 DEFAULT = (OPENAI, ANTHROPIC, VLLM, PASSTHROUGH)
 """Parsers that are there when nobody configures any."""
 
-FALLBACKS = frozenset({PASSTHROUGH, VERTEX_AI})
+FALLBACKS = frozenset({PASSTHROUGH, VERTEX_AI, VLLM_GRPC})
 """Parsers that let pass what nobody understands."""
 
 LENIENT = Api("", ANY_PROMPT, needs_model=False)

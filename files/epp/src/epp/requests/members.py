@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from epp.model import BodyError
 from epp.requests import form
-from epp.requests.parse import BodyError, is_json
+from epp.requests.parse import is_json
 from epp.requests.scan import members, text
 
 _ABSENT = msgspec.Raw(b"")

@@ -3,50 +3,29 @@
 
 The body is validated as JSON, but only ``model`` and a few scalars are decoded. The prompt stays what the client sent:
 the JSON bytes of ``prompt``, ``messages`` or ``input``. Equal prefixes of a conversation are equal bytes, and prefix
-hashing asks for no more. Of a multipart form the fields are read and the files are not.
+hashing asks for no more. Of a multipart form the fields are read and the files are not. Interfaces that are neither
+have readers of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
+from epp.model import BodyError, ParsedBody, RawRequest
 from epp.requests import form, media
-from epp.requests.apis import APIS, DEFAULT, FALLBACKS, LENIENT, UNKNOWN_PATH, Api
+from epp.requests.apis import APIS, DEFAULT, FALLBACKS, LENIENT, READERS, UNKNOWN_PATH, Api
+from epp.requests.protobuf import WireError
+from epp.requests.readers import BodyReader
 from epp.requests.scan import members, text
-from epp.requests.wrapped import WrappedError, unwrap
+from epp.requests.wrapped import unwrap
 
 _ABSENT = msgspec.Raw(b"")
 _NO_HEADERS: Mapping[str, str] = {}
 GRPC = "application/grpc"
 MAX_PATHS = 1024
 """Different paths of which the interface is remembered."""
-
-
-class BodyError(ValueError):
-    """A body that cannot be routed; the text is for the client."""
-
-
-@dataclass(slots=True)
-class ParsedBody:
-    """What a request body says. A body that is none of our business gives an empty one."""
-
-    model: str = ""
-    prompt: bytes = b""
-    """JSON bytes of the prompt, the messages or the input, as the client sent them."""
-    stream: bool = False
-    max_tokens: int = 0
-    """Upper bound of output tokens that the client set; 0 when it set none."""
-    cache_salt: str = ""
-    """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
-    tokens: int = 0
-    """Tokens of the prompt where its bytes do not tell: token ids are counted, images and recordings estimated."""
-    parts: int = 0
-    """Images, recordings and videos in the prompt."""
-    lead: int = 0
-    """Bytes of ``prompt`` that come from members which engines render before it."""
 
 
 class _Body(msgspec.Struct):
@@ -90,19 +69,27 @@ _PROMPTS = frozenset(name for apis in (*APIS.values(), (LENIENT,)) for api in ap
 class Parsers:
     """Understands the bodies of the interfaces that the configuration names."""
 
-    def __init__(self, names: Sequence[str] = DEFAULT) -> None:
-        """``names`` are types of parsers. Raises KeyError for one that does not exist."""
+    def __init__(self, names: Sequence[str] = DEFAULT, own: Mapping[str, BodyReader] | None = None) -> None:
+        """``names`` are types of parsers, or keys of ``own``, which has parsers that somebody else wrote.
+
+        Raises KeyError for one that does not exist.
+        """
         self._names = tuple(names)
-        found: dict[str, Api] = {}
+        readers = {**READERS, **{name: (reader,) for name, reader in (own or {}).items()}}
+        found: dict[str, Api | BodyReader] = {}
         for name in names:
-            for api in APIS[name]:
-                found.setdefault(api.end, api)
+            for reader in readers.get(name, ()):
+                for end in reader.PATHS:
+                    found.setdefault(end, reader)
+            if name not in readers:
+                for api in APIS[name]:
+                    found.setdefault(api.end, api)
         # Nothing is read of what nobody understands if nothing at all is to be read.
-        fallback = LENIENT if any(not api.wrapped for api in found.values()) else None
-        self._fallback: Api | None = fallback
-        self._falls_back = bool(FALLBACKS & set(names))
-        self._apis = sorted(found.values(), key=lambda api: -len(api.end))
-        self._paths: dict[str, Api | None] = {}
+        plain = any(isinstance(each, Api) and not each.wrapped for each in found.values())
+        self._fallback: Api | None = LENIENT if plain else None
+        self._falls_back = bool(FALLBACKS & set(names) - set(own or ()))
+        self._ends = sorted(found.items(), key=lambda pair: -len(pair[0]))
+        self._paths: dict[str, Api | BodyReader | None] = {}
 
     def parse(
         self,
@@ -125,6 +112,8 @@ class Parsers:
         api = self._api(path)
         if api is None:
             return ParsedBody()
+        if not isinstance(api, Api):
+            return api.parse(RawRequest(path, headers, body, truncated))
         if api.wrapped and content_type.startswith(GRPC):
             return _parse_json(api, _unwrapped(body), False, headers) if not truncated else ParsedBody()
         if is_json(content_type):
@@ -132,14 +121,22 @@ class Parsers:
         edge = form.boundary(content_type)
         return _parse_form(body, edge, headers) if edge is not None else ParsedBody()
 
-    def _api(self, path: str) -> Api | None:
+    def reader(self, path: str) -> BodyReader | None:
+        """What reads the answers to requests at a path, if they are not read as the OpenAI API's."""
+        try:
+            found = self._api(path)
+        except BodyError:
+            return None
+        return None if found is None or isinstance(found, Api) else found
+
+    def _api(self, path: str) -> Api | BodyReader | None:
         """The interface at a path; None where nothing is to be read. Raises BodyError where nothing is understood."""
         try:
             return self._paths[path]
         except KeyError:
             pass
         plain = path.partition("?")[0].rstrip("/")
-        found = next((api for api in self._apis if plain.endswith(api.end)), None)
+        found = next((each for end, each in self._ends if plain.endswith(end)), None)
         if found is None and not path:
             found = UNKNOWN_PATH
         if found is None and not self._falls_back:
@@ -165,11 +162,12 @@ def _parse_json(api: Api, body: bytes, truncated: bool, headers: Mapping[str, st
         model=model or "",
         prompt=lead + prompt if lead else prompt,
         lead=len(lead),
-        stream=bytes(fields.stream) == b"true",
+        stream=fields.stream is not _ABSENT and bytes(fields.stream) == b"true",
         max_tokens=_max_tokens(fields),
         cache_salt=_string(fields.cache_salt) or _string(fields.extra_key) or "",
     )
-    _count(parsed, headers)
+    if prompt[:1] == b"[":
+        _count(parsed, headers)
     return parsed
 
 
@@ -207,7 +205,7 @@ def _parse_form(body: bytes, edge: bytes, headers: Mapping[str, str]) -> ParsedB
 def _unwrapped(body: bytes) -> bytes:
     try:
         data = unwrap(body).data
-    except WrappedError as error:
+    except WireError as error:
         raise BodyError(f"failed to parse request body: {error}") from None
     return body[data.start : data.end]
 
@@ -215,8 +213,13 @@ def _unwrapped(body: bytes) -> bytes:
 def _prompt(api: Api, fields: _Body) -> tuple[bytes, bytes]:
     """What stands before the prompt, and the prompt."""
     for name in api.prompt:
-        value = bytes(getattr(fields, name))
+        raw = getattr(fields, name)
+        if raw is _ABSENT:
+            continue
+        value = bytes(raw)
         if value and value != b"null":
+            if not api.lead:
+                return b"", value
             lead = [bytes(getattr(fields, each)) for each in api.lead]
             return b"".join([part for part in lead if part and part != b"null"]), value
     return b"", b""
@@ -243,13 +246,15 @@ def is_json(content_type: str) -> bool:
 
 def _string(raw: msgspec.Raw) -> str | None:
     """The text of a JSON string, None for anything else."""
+    if raw is _ABSENT:
+        return None
     data = bytes(raw)
     return text(data) if data.startswith(b'"') else None
 
 
 def _max_tokens(fields: _Body) -> int:
     found = _first_number(fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens)
-    if found or not bytes(fields.sampling_params).startswith(b"{"):
+    if found or fields.sampling_params is _ABSENT or not bytes(fields.sampling_params).startswith(b"{"):
         return found
     try:
         sampling = _sampling.decode(fields.sampling_params)
@@ -261,6 +266,8 @@ def _max_tokens(fields: _Body) -> int:
 def _first_number(*raws: msgspec.Raw) -> int:
     """The first JSON integer above 0, 0 if there is none."""
     for raw in raws:
+        if raw is _ABSENT:
+            continue
         data = bytes(raw)
         if data.isdigit() and len(data) < 19 and int(data):
             return int(data)

@@ -19,8 +19,9 @@ import msgspec
 
 from epp.requests import form
 from epp.requests.parse import GRPC
+from epp.requests.protobuf import WireError
 from epp.requests.scan import members, text
-from epp.requests.wrapped import WrappedError, rewrap, unwrap
+from epp.requests.wrapped import rewrap, unwrap
 
 
 class Replaced(NamedTuple):
@@ -51,7 +52,7 @@ def _utf8(data: bytes) -> str:
 def _replace_wrapped(body: bytes, model: str) -> Replaced | None:
     try:
         found = unwrap(body)
-    except WrappedError:
+    except WireError:
         return None
     inner = _replace_member(body[found.data.start : found.data.end], model)
     return Replaced(rewrap(body, found, inner.body), inner.model) if inner else None

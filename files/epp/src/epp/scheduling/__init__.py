@@ -6,10 +6,12 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 
 from __future__ import annotations
 
+from epp.model import AnswerReader, BodyError, ParsedBody, RawRequest, Usage
 from epp.scheduling.api import (
     Admitter,
     AsyncProducer,
     Background,
+    BodyParser,
     Context,
     Decider,
     Filter,
@@ -29,19 +31,24 @@ from epp.scheduling.api import (
     SchedulingRecorder,
     Scorer,
     Screener,
+    TokenizedPrompt,
     param,
 )
 from epp.scheduling.scheduler import PluginError, Scheduler
 
 __all__ = [
     "Admitter",
+    "AnswerReader",
     "AsyncProducer",
     "Background",
+    "BodyError",
+    "BodyParser",
     "Context",
     "Decider",
     "Filter",
     "HeaderProcessor",
     "LatencyPrediction",
+    "ParsedBody",
     "Picker",
     "Plugin",
     "PluginError",
@@ -49,6 +56,7 @@ __all__ = [
     "Producer",
     "Profile",
     "ProfileHandler",
+    "RawRequest",
     "Reporter",
     "RequestHook",
     "Responder",
@@ -58,5 +66,7 @@ __all__ = [
     "SchedulingRecorder",
     "Scorer",
     "Screener",
+    "TokenizedPrompt",
+    "Usage",
     "param",
 ]

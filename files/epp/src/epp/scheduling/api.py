@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from epp.datalayer.journal import Journal
-from epp.model import Decision, Endpoint, InferenceRequest, Reply, Usage
+from epp.model import AnswerReader, Decision, Endpoint, InferenceRequest, ParsedBody, RawRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
 """Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
@@ -59,11 +60,34 @@ class PrefixMatch:
     """How much of one request's prompt each endpoint is believed to hold in its prefix cache."""
 
     hashes: Sequence[int]
-    """Chained hash of each block of the prompt, first block first."""
+    """Chained hashes of the prompt's blocks, first block first; a hash may stand for several blocks."""
     block_tokens: int
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
+    weights: Mapping[Endpoint, float] | None = None
+    """The same with blocks counted for less that are not in GPU memory; None where nobody knows."""
+    total: int = 0
+    """Blocks of the prompt; as many as hashes, unless it is given."""
+
+    def __post_init__(self) -> None:
+        """Count the blocks."""
+        if not self.total:
+            self.total = len(self.hashes)
+
+
+TOKENS = "tokens"
+"""Key in ``InferenceRequest.attributes`` under which a producer leaves a :class:`TokenizedPrompt`."""
+
+
+@dataclass(slots=True)
+class TokenizedPrompt:
+    """A prompt's token ids, as the engine will compute them."""
+
+    prompts: Sequence[array[int]]
+    """One prompt, or those of a batch; arrays of type ``I``."""
+    features: Sequence[tuple[str, int, int]] = ()
+    """Pictures and the like in the first prompt: identifier of the contents, first token, tokens; by first token."""
 
 
 LATENCY_PREDICTION = "latency-prediction"
@@ -77,7 +101,9 @@ class LatencyPrediction:
     ttft: Mapping[Endpoint, float] = field(default_factory=dict)
     """Until the first token."""
     tpot: Mapping[Endpoint, float] = field(default_factory=dict)
-    """Per token after it."""
+    """Per token after it; absent where there are none, or nobody can tell."""
+    tpot_targets: Mapping[Endpoint, float] = field(default_factory=dict)
+    """What the time per token must not exceed there, where that is not what the request's headers say."""
 
 
 class Endpoints(Protocol):
@@ -93,6 +119,9 @@ class Endpoints(Protocol):
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Count a request of ``tokens`` uncached prompt tokens that the endpoint's metrics do not show yet."""
 
+    def on_added(self, callback: Any) -> None:
+        """Call ``callback(endpoint)`` for each endpoint that begins to serve."""
+
     def on_removed(self, callback: Any) -> None:
         """Call ``callback(endpoint)`` for each endpoint that will never serve again."""
 
@@ -103,14 +132,31 @@ class SchedulingRecorder(Protocol):
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""
 
-    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
-        """One call of one plugin."""
+    def timer(self, extension_point: str, plugin_type: str, name: str) -> Callable[[float], None]:
+        """What takes the seconds of each call of one plugin."""
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes of a prompt that the chosen endpoint was believed to hold, and the bytes of the prompt."""
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries (block, endpoint) in a prefix index now."""
+
+    def kv_blocks(self, name: str, blocks: int, admitted: int, evicted: int, skipped: int) -> None:
+        """Blocks that engines say they hold now, and how many came, went and could not be placed since the start."""
+
+    def kv_lookup(self, name: str, seconds: float, blocks: int, hits: int, best: int) -> None:
+        """A prompt of so many blocks was looked up among them: how many were found anywhere, and on the endpoint that
+        holds most of them; in this time."""
+
+    def prefix_source(self, name: str, source: str) -> None:
+        """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
+
+    def predicted_in(self, model: str, target_model: str, seconds: float) -> None:
+        """A latency predictor has answered, in this time."""
+
+    def latency(self, model: str, target_model: str, kind: str, actual: float, predicted: float, late: bool) -> None:
+        """A latency (``ttft`` or ``tpot``) as it was and as it was predicted (0.0: not at all), and whether it was more
+        than the client wanted."""
 
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
@@ -123,6 +169,12 @@ class SchedulingRecorder(Protocol):
 
     def program_gone(self, program: str) -> None:
         """A program has been forgotten."""
+
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
 
 
 class Context(Protocol):
@@ -347,6 +399,26 @@ class Extractor(Plugin):
 
 class Parser(Plugin):
     """Says which requests are understood; only its presence matters, the parsing is the requests room's."""
+
+
+class BodyParser(Parser):
+    """A parser that reads bodies itself: what one's own parsers inherit from."""
+
+    PATHS: tuple[str, ...] = ()
+    """How the paths end that it takes, without the query. Of all ends that match, of any parser, the longest counts,
+    then the parser that ``requestHandler.parsers`` names first. An empty end takes what no other parser takes."""
+    NAMES_MODEL: bool = True
+    """Bodies have the model where it can be replaced: a member ``model`` of a JSON object, a form's field ``model``.
+    If not, a rewrite of the model decides where a request goes, and changes nothing in it."""
+
+    @abstractmethod
+    def parse(self, request: RawRequest) -> ParsedBody:
+        """What a request says, whatever its content type. Raise BodyError to refuse it (400); any other error is
+        logged, and the request goes on as one of which nothing is known."""
+
+    def answer(self) -> AnswerReader | None:
+        """A new reader for the answer of one request, None: it has a ``usage`` as those of the OpenAI API."""
+        return None
 
 
 class Profile(Protocol):

@@ -33,6 +33,8 @@ class Peer:
     """When it spoke last, monotonic seconds."""
     loads: dict[str, Load] = field(default_factory=lambda: defaultdict(dict))
     """By pool: what it has in flight at each endpoint."""
+    serial: int = 0
+    """Of the last message that counted."""
 
 
 class Ledger:
@@ -43,6 +45,7 @@ class Ledger:
         self.sender = sender
         self.peers: dict[str, Peer] = {}
         self._pools = pools
+        self._serial = 0
         for pool, store in pools.items():
             store.journal.active = True
             store.on_added(partial(self._arrived, pool))
@@ -62,7 +65,10 @@ class Ledger:
             prefixes = [(learner, where, pack(hashes)) for learner, where, hashes in page.prefixes]
             if whole or load or page.sent or prefixes:
                 pools[name] = PoolNews(load, whole, page.sent, prefixes)
-        return News(VERSION, self.sender, pools) if pools else None
+        if not pools:
+            return None
+        self._serial += 1
+        return News(VERSION, self.sender, pools, serial=self._serial)
 
     def goodbye(self) -> News:
         """The last words."""
@@ -82,7 +88,7 @@ class Ledger:
     def hear(self, news: News, now: float) -> None:
         """Take over what a peer says, at ``now`` (monotonic seconds). Raises ValueError for broken hashes.
 
-        Own words and pools that are not served here are ignored.
+        Own words, those that have been heard before, and pools that are not served here are ignored.
         """
         if news.sender == self.sender:
             return
@@ -93,6 +99,10 @@ class Ledger:
         if peer is None:
             peer = self.peers[news.sender] = Peer(now)
         peer.heard = now
+        if news.serial:
+            if news.serial <= peer.serial:
+                return
+            peer.serial = news.serial
         for name, pool in news.pools.items():
             if (store := self._pools.get(name)) is not None:
                 self._take_over(store, peer.loads[name], pool)

@@ -39,6 +39,8 @@ class News(msgspec.Struct):
     pools: dict[str, PoolNews]
     goodbye: bool = False
     """The sender ends: nothing of it is in flight any more."""
+    serial: int = 0
+    """Grows with every message to everybody, so that one which comes on two ways counts once; 0 in all others."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -49,6 +49,14 @@ class PeersOptions:
     """``host`` or ``host:port``; a host may have many addresses."""
     host: str = "*"
     """Address to listen on."""
+    ports: int = 1
+    """How many processes there are at each address: they listen on ports that follow each other."""
+    index: int = 0
+    """Which of them this process is."""
+    own: str = ""
+    """A ZeroMQ address under which the other processes of this pod find this one; empty when it is alone."""
+    siblings: Sequence[str] = ()
+    """Their addresses."""
 
 
 class StateSync:
@@ -67,10 +75,12 @@ class StateSync:
         self._connected: set[str] = set()
         self._something = asyncio.Event()
         self._warned: dict[str, float] = {}
+        self.on_news: Callable[[News], None] = lambda news: None
+        """Called with all that is said to everybody."""
         ledger.wake(self._something.set)
 
     def start(self) -> int:
-        """Listen; returns the port. Raises OSError when it cannot."""
+        """Listen; returns the port, 0 where only this pod's processes speak. Raises OSError when it cannot."""
         for each in (self._publisher, self._subscriber):
             each.setsockopt(zmq.LINGER, 0)
             each.setsockopt(zmq.IPV6, int(socket.has_ipv6))
@@ -78,11 +88,18 @@ class StateSync:
         self._subscriber.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
         for topic in (EVERYBODY, self._ledger.sender.encode()):
             self._subscriber.setsockopt(zmq.SUBSCRIBE, topic)
-        address = f"tcp://{self._options.host}:{self._options.port or '*'}"
+        options = self._options
+        for sibling in options.siblings:
+            self._subscriber.connect(sibling)
+        if options.own:
+            self._publisher.bind(options.own)
+            if not options.names:
+                return 0
+        port = options.port + options.index
         try:
-            self._publisher.bind(address)
+            self._publisher.bind(f"tcp://{options.host}:{port or '*'}")
         except zmq.ZMQError as error:
-            raise OSError(f"cannot listen on --statesync-port={self._options.port}: {error}") from None
+            raise OSError(f"cannot listen on --statesync-port={port}: {error}") from None
         bound = self._publisher.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
         return int(bound.rstrip(b"\0").rpartition(b":")[2])
@@ -95,7 +112,7 @@ class StateSync:
                 for each in tasks:
                     group.create_task(each)
         finally:
-            self._publish(EVERYBODY, self._ledger.goodbye())
+            self._say(self._ledger.goodbye())
 
     def close(self) -> None:
         """Give the sockets back."""
@@ -110,16 +127,16 @@ class StateSync:
             await asyncio.sleep(DELAY_SECONDS)
             self._something.clear()
             if news := self._ledger.news():
-                self._publish(EVERYBODY, news)
+                self._say(news)
 
     async def _repeat(self) -> None:
         """Say all counts again and again, so that who missed some is right soon; notice who has fallen silent."""
         while True:
             if news := self._ledger.news(whole=True):
-                self._publish(EVERYBODY, news)
+                self._say(news)
             for name in self._ledger.expire(time.monotonic()):
                 log.info("the peer %s is silent, and no longer counted", name)
-            self._report(len(self._ledger.peers))
+            self._report(self._replicas())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _listen(self) -> None:
@@ -162,13 +179,23 @@ class StateSync:
         host, colon, port = name.rpartition(":")
         if not colon or not port.isdecimal():
             host, port = name, str(self._options.port)
+        ports = range(int(port), int(port) + self._options.ports)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except OSError as error:
             self._warn(name, "the peers' name %s cannot be resolved: %s", host, error)
-            return {each for each in self._connected if each.endswith(f":{port}")}
+            return {each for each in self._connected for port in ports if each.endswith(f":{port}")}
         hosts = {str(where[0]) for _, _, _, _, where in found}
-        return {f"tcp://[{each}]:{port}" if ":" in each else f"tcp://{each}:{port}" for each in hosts}
+        return {f"tcp://[{each}]:{port}" if ":" in each else f"tcp://{each}:{port}" for each in hosts for port in ports}
+
+    def _replicas(self) -> int:
+        """How many replicas are known but the own one; the processes of one differ behind a slash."""
+        own = self._ledger.sender.partition("/")[0]
+        return len({name.partition("/")[0] for name in self._ledger.peers} - {own})
+
+    def _say(self, news: News) -> None:
+        self._publish(EVERYBODY, news)
+        self.on_news(news)
 
     def _publish(self, topic: bytes, news: News) -> None:
         # Never waits: what a peer does not read in time is dropped for it.

@@ -11,9 +11,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from epp.transport.api import MESSAGE_SIZE, Service, Transport, TransportOptions
 from epp.transport.grpcio import GrpcioTransport
-from epp.transport.h2 import H2Transport
+from epp.transport.h2 import H2Transport, listen
 from epp.transport.health import HealthServer
-from epp.transport.tls import CertificateError, TlsSource
+from epp.transport.tls import CertificateError, KeyPair, TlsSource
 
 TRANSPORTS: Mapping[str, Callable[[Service, TransportOptions], Transport]] = {
     "h2": H2Transport,
@@ -28,8 +28,10 @@ __all__ = [
     "GrpcioTransport",
     "H2Transport",
     "HealthServer",
+    "KeyPair",
     "Service",
     "TlsSource",
     "Transport",
     "TransportOptions",
+    "listen",
 ]

@@ -71,6 +71,9 @@ class TransportOptions:
     """Bytes of one message to Envoy."""
     health_checking: bool = False
     """Answer health checks on the same port, always SERVING."""
+    streams: int = 16_384
+    """Streams that a gateway is asked to have open on one connection at most, before it opens another one. A gateway
+    that opens more is served all the same. grpcio asks for no bound."""
 
 
 class Transport(Protocol):

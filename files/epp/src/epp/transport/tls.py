@@ -34,15 +34,15 @@ class KeyPair:
 class TlsSource:
     """Where the certificate comes from."""
 
-    def __init__(self, directory: str = "", reload: bool = False) -> None:
-        """``directory`` holds ``tls.crt`` and ``tls.key``, empty makes a self-signed certificate.
+    def __init__(self, directory: str = "", reload: bool = False, pair: KeyPair | None = None) -> None:
+        """``directory`` holds ``tls.crt`` and ``tls.key``; without one ``pair`` is used, or a self-signed certificate.
 
         Raises CertificateError if the files cannot be used. With ``reload`` they are looked at again on each handshake.
         """
         self._directory = Path(directory) if directory else None
         self.reloads = reload and self._directory is not None
         self._stamp = self._look()
-        self._pair = read_pair(self._directory) if self._directory else self_signed()
+        self._pair = read_pair(self._directory) if self._directory else pair or self_signed()
 
     def current(self) -> KeyPair:
         """The certificate to use now. A new one that cannot be used leaves the old one in place."""

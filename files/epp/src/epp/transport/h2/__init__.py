@@ -7,6 +7,6 @@ connection without its socket, ``guard`` what a peer may not do, ``server`` and 
 
 from __future__ import annotations
 
-from epp.transport.h2.server import H2Transport
+from epp.transport.h2.server import H2Transport, listen
 
-__all__ = ["H2Transport"]
+__all__ = ["H2Transport", "listen"]

@@ -50,6 +50,9 @@ class Options:
     max_send: int
     streams: int = 16_384
     """Streams that the peer may have open."""
+    asked: int = 16_384
+    """Streams that it is asked to have open at most; those beyond are served. Envoy opens a connection with all that
+    waits for one, before it has read the SETTINGS."""
     stream_window: int = 1024 * 1024
     """What a peer may send on one stream before its messages are taken."""
     frame_size: int = f.DEFAULT_FRAME_SIZE
@@ -95,7 +98,7 @@ class Connection:
         self.out.append(
             f.settings(
                 {
-                    f.MAX_CONCURRENT_STREAMS: options.streams,
+                    f.MAX_CONCURRENT_STREAMS: min(options.asked, options.streams),
                     f.INITIAL_WINDOW_SIZE: options.stream_window,
                     f.MAX_FRAME_SIZE_SETTING: options.frame_size,
                     f.MAX_HEADER_LIST_SIZE: 64 * 1024,

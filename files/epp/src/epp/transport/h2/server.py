@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
+from collections.abc import Callable
 from typing import cast
 
 from epp.transport.api import METHOD, QUIET_SECONDS, Service, TransportOptions
@@ -66,7 +68,7 @@ class _Peer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
-        self._server.peers.discard(self)
+        self._server.lost(self)
         self.connection.finished = True
         self.connection.lost()
         self.connection.out.clear()
@@ -140,21 +142,37 @@ class H2Transport:
         self.methods = {METHOD: Method(service.open)}
         if options.health_checking:
             self.methods |= health_methods()
-        self.limits = Options(options.max_receive, options.max_send)
+        self.limits = Options(options.max_receive, options.max_send, asked=options.streams)
         self.peers: set[_Peer] = set()
         self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
         self._clock: asyncio.Task[None] | None = None
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called whenever a connection has ended."""
+        self._leaving: dict[_Peer, float] = {}
+        """Connections that were asked to leave, and when."""
 
     async def start(self) -> int:
         """Listen; returns the port. Raises OSError when it cannot."""
-        options = self._options
-        context = None if options.tls is None else server_context(options.tls, options.tls_min, options.tls_ciphers)
-        listener = _listener(options.host, options.port)
+        listener = listen(self._options.host, self._options.port)
+        self.prepare()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Peer(self), sock=listener, ssl=context, backlog=BACKLOG)
-        self._clock = asyncio.create_task(self._seconds())
+        self._server = await loop.create_server(lambda: _Peer(self), sock=listener, ssl=self._context, backlog=BACKLOG)
         port: int = listener.getsockname()[1]
         return port
+
+    def prepare(self) -> None:
+        """Become ready for connections that are brought with :meth:`adopt`; instead of listening."""
+        options = self._options
+        if options.tls is not None:
+            self._context = server_context(options.tls, options.tls_min, options.tls_ciphers)
+        self._clock = asyncio.create_task(self._seconds())
+
+    async def adopt(self, connection: socket.socket) -> asyncio.BaseTransport:
+        """Serve a connection that was accepted elsewhere, TLS included. Raises OSError when its handshake fails."""
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(lambda: _Peer(self), connection, ssl=self._context)
+        return transport
 
     async def drain(self, grace: float) -> None:
         """Keep serving, new streams too, until none is left for a moment; at most ``grace`` seconds.
@@ -163,14 +181,13 @@ class H2Transport:
         still come are served.
         """
         started = quiet_since = time.monotonic()
-        asked: dict[_Peer, float] = {}
         while (now := time.monotonic()) < started + grace:
-            if self._open():
+            if self.open():
                 quiet_since = now
             elif now - quiet_since >= QUIET_SECONDS:
                 return
             if now - started >= QUIET_SECONDS:
-                self._ask_to_leave(asked, now)
+                self._ask_to_leave(list(self.peers), now)
             await asyncio.sleep(min(0.05, started + grace - now))
 
     async def stop(self) -> None:
@@ -179,7 +196,7 @@ class H2Transport:
             self._clock.cancel()
         if self._server is not None:
             self._server.close()
-        if number := self._open():
+        if number := self.open():
             log.warning("%d streams are still open and end now; a longer --drain-timeout would let them", number)
         for peer in list(self.peers):
             peer.connection.end_all("the server stops")
@@ -190,18 +207,34 @@ class H2Transport:
         for peer in list(self.peers):
             peer.connection.lost()
 
-    def _open(self) -> int:
+    def open(self) -> int:
         """Streams that are open now."""
         return sum(len(peer.connection.streams) for peer in self.peers)
 
-    def _ask_to_leave(self, asked: dict[_Peer, float], now: float) -> None:
+    def shed(self, count: int) -> None:
+        """Ask so many gateways to connect anew, those with the fewest streams; what is open goes on."""
+        staying = [peer for peer in self.peers if peer not in self._leaving]
+        self._ask_to_leave(sorted(staying, key=lambda each: len(each.connection.streams))[:count], time.monotonic())
+
+    @property
+    def staying(self) -> int:
+        """Connections that were not asked to leave."""
+        return len(self.peers) - len(self._leaving)
+
+    def lost(self, peer: _Peer) -> None:
+        """For connections: one is gone."""
+        self.peers.discard(peer)
+        self._leaving.pop(peer, None)
+        self.on_lost()
+
+    def _ask_to_leave(self, peers: list[_Peer], now: float) -> None:
         """GOAWAY in two steps, so that no stream is lost that is on its way (RFC 9113, 6.8)."""
-        for peer in list(self.peers):
-            if peer not in asked:
-                asked[peer] = now
+        for peer in peers:
+            if peer not in self._leaving:
+                self._leaving[peer] = now
                 peer.connection.go_away(final=False)
                 peer.flush()
-            elif now - asked[peer] >= GOODBYE_SECONDS and not peer.connection.leaving:
+            elif now - self._leaving[peer] >= GOODBYE_SECONDS and not peer.connection.leaving:
                 peer.connection.go_away(final=True)
                 peer.flush()
 
@@ -209,11 +242,12 @@ class H2Transport:
         """Have every connection look after itself."""
         while True:
             await asyncio.sleep(1.0)
+            self._ask_to_leave(list(self._leaving), time.monotonic())
             for peer in list(self.peers):
                 peer.second()
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket; ``[::]`` takes IPv4 as well. Raises OSError with a text for people."""
     address = host.strip("[]")
     everywhere = address == "::"
