@@ -12,17 +12,17 @@ import itertools
 import socket
 from random import SystemRandom
 
-_PORTS = range(17_600, 29_900)
-# Not the shared generator, which test frameworks seed: two test runs side by side would walk the same way.
-_NEXT = itertools.count(SystemRandom().randrange(len(_PORTS)))
+_FIRST, _COUNT = 17_600, 12_300
+# In an order of its own for each process, not that of the shared generator, which test frameworks seed: two test runs
+# side by side would go in step.
+_PORTS = itertools.cycle(SystemRandom().sample(range(_FIRST, _FIRST + _COUNT), _COUNT))
 
 
 def free_port(host: str = "") -> int:
     """A port that is free on ``host`` (all addresses unless given), another one each time; OSError if none is."""
-    for number in itertools.islice(_NEXT, len(_PORTS)):
+    for port in itertools.islice(_PORTS, _COUNT):
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, _PORTS[number % len(_PORTS)]))
-            port: int = probe.getsockname()[1]
+            probe.bind((host, port))
             return port
-    raise OSError(f"no port is free from {_PORTS[0]} to {_PORTS[-1]}")
+    raise OSError(f"no port is free from {_FIRST} to {_FIRST + _COUNT - 1}")

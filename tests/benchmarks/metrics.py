@@ -59,7 +59,8 @@ def events(recorder: Recorder) -> Iterator[tuple[str, Event, Event]]:
 
     yield "stream opened", recorder.stream_opened, nothing
     yield "request parsed", request, nothing
-    yield "plugin called", lambda: recorder.plugin("Scorer", "queue-scorer", "queue-scorer", 2e-6), nothing
+    timed = recorder.timer("Scorer", "queue-scorer", "queue-scorer")
+    yield "plugin called", lambda: timed(2e-6), nothing
     yield "prefix looked up", lambda: recorder.prefix_match("prefix-cache-scorer", 2000, 4000), nothing
     yield "endpoint chosen", lambda: recorder.scheduled(5e-5, "llama-v2", endpoint), nothing
     yield "own work done", lambda: recorder.processing("request", 1e-4), nothing

@@ -32,9 +32,10 @@ START_SECONDS = 120.0
 
 _WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
 # Below the ports that the kernel gives to connections, so that none of them takes one between its choice and its use;
-# each worker has its own part of them, and goes through it from a place of its own.
-_PORTS = range(10_000 + _WORKER % 8 * 2_500, 10_000 + (_WORKER % 8 + 1) * 2_500)
-_NEXT_PORT = itertools.count(random.randrange(len(_PORTS)))
+# each worker has its own part of them, and goes through it in an order of its own: runs side by side that went upwards
+# would go in step once they had met.
+_FIRST_PORT = 10_000 + _WORKER % 8 * 2_500
+_PORTS = itertools.cycle(random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 2_500), 2_500))
 
 
 class PickerError(AssertionError):
@@ -60,13 +61,12 @@ class Ports:
 
 
 def _free_port() -> int:
-    for number in itertools.islice(_NEXT_PORT, len(_PORTS)):
+    for port in itertools.islice(_PORTS, 2_500):
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", _PORTS[number % len(_PORTS)]))
-            port: int = probe.getsockname()[1]
+            probe.bind(("", port))
             return port
-    raise PickerError(f"no port is free from {_PORTS[0]} to {_PORTS[-1]}")
+    raise PickerError(f"no port is free from {_FIRST_PORT} on")
 
 
 def _mortal(command: list[str]) -> list[str]:

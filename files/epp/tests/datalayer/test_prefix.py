@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.datalayer.prefix import PrefixIndex, block_hashes
+from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, plain_blocks
 from epp.model import Endpoint
 
 PODS = [Endpoint(f"e{i}", "", f"p{i}", f"10.0.0.{i + 1}", 8000) for i in range(3)]
@@ -23,6 +23,44 @@ def test_hashes_are_chained() -> None:
     for model, salt, size in (("n", "", 4), ("m", "s", 4), ("m", "", 5)):
         assert not set(one) & set(block_hashes(model, salt, b"aaaabbbbcc", size, 100))
     assert block_hashes("m", "", b"", 4, 100) == []
+
+
+def test_blocks_of_a_growing_chain_double() -> None:
+    prompt = bytes(range(256)) * 40
+    growing = block_hashes("m", "", prompt, 4, 10_000, growing=True)
+    assert growing[:RUNG] == block_hashes("m", "", prompt, 4, 10_000)[:RUNG], "short prompts know no difference"
+    # 64 plain blocks, 64 of two, 64 of four, and the rest of the 2560 in blocks of eight.
+    assert len(growing) == 3 * RUNG + (2560 - 448) // 8
+    assert [number >> 62 for number in growing] == [0] * RUNG + [1] * RUNG + [2] * RUNG + [3] * 264
+    assert [plain_blocks(depth) for depth in (0, 1, 64, 65, 128, 192, 193, 456)] == [0, 1, 64, 66, 192, 448, 456, 2560]
+
+
+@given(st.integers(1, 4000), st.integers(1, 900), st.integers(1, 9))
+def test_equal_beginnings_have_equal_growing_chains(size: int, same: int, block: int) -> None:
+    one = bytes(size)
+    other = one[:same] + b"x" * max(0, size - same)
+    left, right = (block_hashes("m", "", each, block, 10_000, growing=True) for each in (one, other))
+    common = next((depth for depth, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), len(left))
+    matched = min(plain_blocks(common), -(-size // block))
+    least = min(same, size) // block
+    assert matched <= -(-min(same, size) // block)
+    assert least - matched <= max(1, least // 16), "the measure is exact to a small part"
+    shorter = block_hashes("m", "", one[:same], block, 10_000, growing=True)
+    assert left[: len(shorter) - 1] == shorter[:-1], "what follows changes no whole block"
+
+
+def test_large_blocks_fill_more_of_an_endpoint() -> None:
+    index, pod = PrefixIndex(), PODS[0]
+    large = [3 << 62 | number for number in range(4)]
+    index.add(pod, large, 40)
+    index.add(pod, [1, 2, 3], 40)
+    assert index.match(large, PODS) == {pod: 4}
+    index.add(pod, [1, 2, 3, 4, 5, 6, 7, 8, 9], 40)
+    assert index.match(large, PODS) == {pod: 3}, "8 * 4 + 9 plain blocks are more than 40"
+    assert index.match([*range(1, 10)], PODS) == {pod: 9}
+    index.drop(pod)
+    assert len(index) == 0
+    assert index._holders == {}
 
 
 def test_capacity_forgets_the_oldest_and_ends_before_beginnings() -> None:

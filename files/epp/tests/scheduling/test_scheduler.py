@@ -262,7 +262,7 @@ def test_several_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hooks_follow_the_request() -> None:
     datastore = store(1)
     scheduler = build({"default": {"max-score-picker": 1.0, "notes": 1.0}}, datastore)
-    (notes,) = [hook for hook in scheduler._hooks if isinstance(hook, Notes)]
+    (notes,) = [hook for hook, _ in scheduler._hooks if isinstance(hook, Notes)]
     asked = request(prompt=b"x" * 400)
     decision = scheduler.schedule(asked, datastore.endpoints())
     scheduler.pre_request(asked, decision)

@@ -3,7 +3,9 @@
 
 Believed, because nobody asked the engine: a prompt that was sent to an endpoint is remembered as cached there until
 newer ones push it out, as they would in the engine. A prompt is cut into blocks, and each block's hash includes those
-before it, so one number stands for a whole prefix.
+before it, so one number stands for a whole prefix. In a *growing* chain the blocks double in size as they lie deeper
+in the prompt, so that a long prompt has hundreds of them and not thousands, and is still measured to a thirtieth; the
+two highest bits of a hash say how many plain blocks it stands for.
 
 One dictionary maps a hash to a bit set of endpoints. A look-up walks the prompt's hashes and narrows one integer, so it
 costs a dictionary access per block, whatever the number of endpoints.
@@ -14,11 +16,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
 
 import xxhash
 
 from epp.model import Endpoint
+
+RUNG = 64
+"""Hashes of a growing chain between two doublings."""
+TOP = 3
+"""How often blocks double: the largest are eight plain ones."""
+_LEVEL_AT = 62
+_LARGE = 1 << _LEVEL_AT
+"""Hashes from here on stand for more than one plain block."""
 
 
 @lru_cache(maxsize=64)
@@ -27,20 +36,51 @@ def _blocks(block_bytes: int) -> struct.Struct:
     return struct.Struct(f"{block_bytes}s")
 
 
-def block_hashes(model: str, salt: str, prompt: bytes, block_bytes: int, max_blocks: int) -> list[int]:
-    """Chained hashes of a prompt's blocks, at most ``max_blocks``; a shorter last block counts.
+@lru_cache(maxsize=1024)
+def _root(model: str, salt: str, block_bytes: int) -> int:
+    """What stands before the first block."""
+    return xxhash.xxh3_64_intdigest(f"{model}\0{salt}\0{block_bytes}".encode())
 
-    h(-1) = xxh3(model, salt, block size); h(i) = xxh3(block i, seed h(i-1)).
+
+def block_hashes(
+    model: str, salt: str, prompt: bytes, block_bytes: int, max_blocks: int, growing: bool = False
+) -> list[int]:
+    """Chained hashes of a prompt's blocks, of at most ``max_blocks`` plain ones; a shorter last block counts.
+
+    h(-1) = xxh3(model, salt, block size); h(i) = xxh3(block i, seed h(i-1)), shifted to the right by two bits, which a
+    ``growing`` chain uses for the block's level.
     """
     digest = xxhash.xxh3_64_intdigest
-    previous = digest(f"{model}\0{salt}\0{block_bytes}".encode())
+    previous = _root(model, salt, block_bytes)
     end = min(len(prompt), block_bytes * max_blocks)
-    whole = end - end % block_bytes
-    blocks = _blocks(block_bytes).iter_unpack(memoryview(prompt)[:whole])
-    hashes = [previous := digest(block, previous) for (block,) in blocks]
-    if whole < end:
-        hashes.append(digest(prompt[whole:end], previous))
+    view = memoryview(prompt)
+    hashes: list[int] = []
+    at = level = mark = 0
+    while True:
+        size = block_bytes << level
+        stop = end - (end - at) % size
+        if growing and level < TOP:
+            stop = min(stop, at + RUNG * size)
+        blocks = _blocks(size).iter_unpack(view[at:stop])
+        hashes += [(previous := digest(block, previous)) >> 2 | mark for (block,) in blocks]
+        at = stop
+        if end - at < size:
+            break
+        level += 1
+        mark = level << _LEVEL_AT
+    if at < end:
+        hashes.append(digest(view[at:end], previous) >> 2 | mark)
     return hashes
+
+
+def plain_blocks(depth: int) -> int:
+    """How many plain blocks the first ``depth`` hashes of a growing chain stand for."""
+    level = blocks = 0
+    while depth > RUNG and level < TOP:
+        blocks += RUNG << level
+        depth -= RUNG
+        level += 1
+    return blocks + (depth << level)
 
 
 class PrefixIndex:
@@ -52,6 +92,8 @@ class PrefixIndex:
         self._owners: list[Endpoint | None] = []
         self._held: list[dict[int, None]] = []
         """The blocks of each endpoint, the oldest first: a dictionary keeps the order of insertion."""
+        self._filled: list[int] = []
+        """Plain blocks that each endpoint holds."""
         self._size = 0
 
     def __len__(self) -> int:
@@ -83,28 +125,48 @@ class PrefixIndex:
         return matched
 
     def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> None:
-        """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` blocks at most.
+        """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
 
         The prompt's end becomes older than its beginning: without its beginning, an end could never match.
         """
         slot = self._slot(endpoint)
         held, holders, bit = self._held[slot], self._holders, 1 << slot
         before = len(held)
-        # Whole dictionaries at once: a prompt has up to thousands of blocks, and most are new or most are known.
-        known = [number for number in hashes if number in held]
-        for number in known:
-            del held[number]
-        held.update(dict.fromkeys(reversed(hashes)))
-        fresh = [number for number in hashes if number not in holders]
-        holders.update(dict.fromkeys(fresh, bit))
-        if len(fresh) + len(known) < len(hashes):  # others hold some of it
+        fresh = [number for number in hashes if number not in held]
+        if len(fresh) < len(hashes):
             for number in hashes:
-                holders[number] |= bit
-        if len(held) > capacity:
-            for number in list(islice(held, len(held) - capacity)):
-                del held[number]
-                self._forget(number, bit)
+                held.pop(number, 0)
+        for number in reversed(hashes):
+            held[number] = None
+        if fresh:
+            known = holders.get
+            for number in fresh:
+                holders[number] = known(number, 0) | bit
+            self._filled[slot] += (
+                len(fresh) if max(fresh) < _LARGE else sum([1 << (number >> _LEVEL_AT) for number in fresh])
+            )
+            if self._filled[slot] > capacity:
+                self._shrink(slot, capacity)
         self._size += len(held) - before
+
+    def _shrink(self, slot: int, capacity: int) -> None:
+        """Forget the oldest blocks of an endpoint."""
+        held, holders, bit = self._held[slot], self._holders, 1 << slot
+        filled = self._filled[slot]
+        gone = []
+        for number in held:
+            if filled <= capacity:
+                break
+            filled -= 1 << (number >> _LEVEL_AT)
+            gone.append(number)
+        for number in gone:
+            del held[number]
+            rest = holders[number] ^ bit
+            if rest:
+                holders[number] = rest
+            else:
+                del holders[number]
+        self._filled[slot] = filled
 
     def held(self) -> Iterator[tuple[Endpoint, list[int]]]:
         """Every endpoint and the blocks that it holds, the oldest first."""
@@ -116,12 +178,9 @@ class PrefixIndex:
         slot = self._slots.pop(endpoint, None)
         if slot is None:
             return
-        bit = 1 << slot
-        held = self._held[slot]
-        for number in held:
-            self._forget(number, bit)
-        self._size -= len(held)
-        self._held[slot] = {}
+        self._size -= len(self._held[slot])
+        self._shrink(slot, 0)
+        self._held[slot] = {}  # the old one is as large as it ever was
         self._owners[slot] = None
 
     def _slot(self, endpoint: Endpoint) -> int:
@@ -135,16 +194,9 @@ class PrefixIndex:
                 slot = len(self._owners)
                 self._owners.append(endpoint)
                 self._held.append({})
+                self._filled.append(0)
             self._slots[endpoint] = slot
         return slot
-
-    def _forget(self, number: int, bit: int) -> None:
-        holders = self._holders
-        rest = holders[number] & ~bit
-        if rest:
-            holders[number] = rest
-        else:
-            del holders[number]
 
     def _note(self, bits: int, depth: int, matched: dict[Endpoint, int]) -> None:
         """Write ``depth`` for the endpoint of each bit."""

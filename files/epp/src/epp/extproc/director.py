@@ -20,7 +20,7 @@ from typing import Protocol
 from epp.extproc import messages as m
 from epp.extproc.machine import NeedDecision, Route
 from epp.extproc.tracing import Tracing
-from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, Flow, InferenceRequest, Rejection, Usage
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ class Endpoints(Protocol):
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Those that may serve now."""
 
-    def hold(self, charges: Sequence[Charge]) -> Hold:
-        """A request goes to these endpoints."""
+    def hold(self, charges: Sequence[Charge], flow: Flow) -> Hold:
+        """A request of this flow goes to these endpoints."""
 
 
 class Rewrite(Protocol):
@@ -377,7 +377,10 @@ class Director:
             record.failed("Internal")
             raise
         self.decided(request, decision)
-        route.destination = decision.destination or ",".join([each.hostport for each in decision.endpoints])
+        chosen = decision.endpoints
+        route.destination = decision.destination or (
+            chosen[0].hostport if len(chosen) == 1 else ",".join([each.hostport for each in chosen])
+        )
         for key, value in decision.headers.items():
             if value:
                 route.headers[key] = value
@@ -405,7 +408,7 @@ class Director:
     def _request(self, need: NeedDecision, parsed: ParsedBody) -> InferenceRequest:
         headers = need.headers
         model = parsed.model or headers.get(m.MODEL_NAME, "")
-        objective = m.first_header(headers, m.OBJECTIVE)
+        objective = headers.get(m.OBJECTIVE[0]) or headers.get(m.OBJECTIVE[1]) or ""
         return InferenceRequest(
             request_id=headers.get(m.REQUEST_ID) or str(uuid.UUID(int=random.getrandbits(128), version=4)),
             headers=headers,
@@ -420,7 +423,7 @@ class Director:
             parts=parsed.parts,
             cache_salt=parsed.cache_salt,
             objective=objective,
-            fairness_id=m.first_header(headers, m.FAIRNESS_ID) or "default-flow",
+            fairness_id=headers.get(m.FAIRNESS_ID[0]) or headers.get(m.FAIRNESS_ID[1]) or "default-flow",
             priority=self._objectives.priority(objective, model),
         )
 
@@ -428,7 +431,7 @@ class Director:
         """The model to ask for: a rule of the cluster goes before the client's header."""
         rewrite = self._objectives.rewrite(model)
         if rewrite is None:
-            return m.first_header(headers, m.MODEL_REWRITE) or model
+            return headers.get(m.MODEL_REWRITE[0]) or headers.get(m.MODEL_REWRITE[1]) or model
         if rewrite.resource:
             self._recorder.rewritten(rewrite.resource, model, rewrite.target)
         return rewrite.target
@@ -453,9 +456,9 @@ class Director:
 
     def _choose(self, need: NeedDecision, request: InferenceRequest) -> tuple[Decision, Hold]:
         decision = self._scheduler.schedule(request, self.candidates(need.subset))
-        if not decision.cached and m.prefers(need.headers, IF_AVAILABLE):
+        if not decision.cached and m.PREFER in need.headers and m.prefers(need.headers, IF_AVAILABLE):
             raise Rejection(412, "PreconditionFailed", "no endpoint holds the beginning of the prompt in its cache")
-        hold = self._pool.hold(decision.charges)
+        hold = self._pool.hold(decision.charges, (request.fairness_id, request.priority))
         try:
             self._scheduler.pre_request(request, decision)
         except BaseException:

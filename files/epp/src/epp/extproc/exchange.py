@@ -134,6 +134,7 @@ class Exchange:
         """The stream has ended with this gRPC status. Gives back what is still held."""
         self._closed = True
         self.push = None
+        del self._machine.on_response  # a circle, which only the garbage collector could free
         if self._pending is not None:
             self._pending.cancel()
         response = self._machine.response

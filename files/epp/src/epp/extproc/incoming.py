@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from envoy.service.ext_proc.v3.external_processor_pb2 import HttpHeaders, ProcessingRequest
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 
 SUBSET = "x-gateway-destination-endpoint-subset"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
@@ -23,12 +23,21 @@ NOTHING = 0
 REQUEST_HEADERS, RESPONSE_HEADERS, REQUEST_BODY, RESPONSE_BODY, REQUEST_TRAILERS, RESPONSE_TRAILERS = range(2, 8)
 """What a message is about, by the numbers of ProcessingRequest's fields."""
 
-_TAGS = {number << 3 | 2: number for number in range(REQUEST_HEADERS, RESPONSE_TRAILERS + 1)}
+_BODIES = (RESPONSE_BODY, REQUEST_BODY)
+_KINDS = tuple(
+    tag >> 3 if tag & 7 == 2 and REQUEST_HEADERS <= tag >> 3 <= RESPONSE_TRAILERS else NOTHING for tag in range(256)
+)
 _REST_TAGS = frozenset((8 << 3 | 2, 9 << 3 | 2, 11 << 3 | 2))
 """metadata_context, attributes, protocol_config."""
-_BY_PROTOBUF = -1
 _KEPT_BYTES = 4096
 """Longer contexts are not remembered."""
+_KEPT_ENTRY = 96
+"""Longer header entries are not, either."""
+_MAX_ENTRIES = 1024
+_NOT_KEPT = re.compile(
+    "^(proxy-)?authorization|cookie|key|token|secret|^(x-request-id|content-length|traceparent|date)$"
+)
+"""Headers that say who somebody is are not kept in memory; those that never come twice would push others out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,42 +61,68 @@ _NO_CONTEXT = Context()
 
 
 class Incoming:
-    """One message. Slots that a kind has no use for are empty."""
+    """One message."""
 
-    __slots__ = ("_data", "_headers", "_rest", "_stop", "body", "end_of_stream", "kind")
+    __slots__ = ("_rest", "body", "end_of_stream", "kind")
 
-    def __init__(self, kind: int, data: bytes, body: bytes = b"", end_of_stream: bool = False) -> None:
+    def __init__(self, kind: int, rest: bytes, body: bytes = b"", end_of_stream: bool = False) -> None:
+        """``rest`` is the context, serialised; ``body`` is empty but in messages about bodies."""
         self.kind = kind
         self.body = body
         self.end_of_stream = end_of_stream
-        self._data = data
-        self._headers = 0
-        """Where the header map begins; 0 when there is none, :data:`_BY_PROTOBUF` when its form is not Envoy's."""
-        self._stop = 0
-        self._rest = len(data)
-        """Where the context begins."""
+        self._rest = rest
 
-    def headers(self, wanted: frozenset[bytes] | None = None) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
         """Header names (Envoy sends them in lower case) to values; of a repeated header the values with commas.
 
-        Names that are not ``wanted`` may be left out. Raises google.protobuf.message.DecodeError, as :meth:`context`.
+        Raises google.protobuf.message.DecodeError, as :meth:`context`.
         """
-        if not self._headers:
-            return {}
-        found = None
-        if self._headers != _BY_PROTOBUF:
-            try:
-                found = _headers(self._data, self._headers, self._stop, wanted)
-            except (IndexError, UnicodeDecodeError):
-                found = None
-        return _any_headers(ProcessingRequest.FromString(self._data)) if found is None else found
+        return {}
 
     def context(self) -> Context:
         """What comes along. Equal contexts are read once: most of them are."""
-        rest = self._data[self._rest :]
+        rest = self._rest
         if not rest:
             return _NO_CONTEXT
         return _context(rest) if len(rest) <= _KEPT_BYTES else _context.__wrapped__(rest)
+
+
+class _Headers(Incoming):
+    """A message about headers."""
+
+    __slots__ = ("_at", "_data", "_stop")
+
+    def __init__(self, kind: int, data: bytes, rest: bytes, at: int, stop: int, end_of_stream: bool) -> None:
+        """The header map stands between two offsets of ``data``, the whole message."""
+        self.kind = kind
+        self.body = b""
+        self.end_of_stream = end_of_stream
+        self._rest = rest
+        self._data = data
+        self._at = at
+        self._stop = stop
+
+    def headers(self) -> dict[str, str]:
+        """See the base."""
+        try:
+            found = _headers(self._data, self._at, self._stop)
+        except (IndexError, UnicodeDecodeError):
+            found = None
+        return _any_headers(ProcessingRequest.FromString(self._data)) if found is None else found
+
+
+class _AnyHeaders(Incoming):
+    """The same of a message that is not in Envoy's form."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self, kind: int, rest: bytes, end_of_stream: bool, found: dict[str, str]) -> None:
+        super().__init__(kind, rest, end_of_stream=end_of_stream)
+        self._found = found
+
+    def headers(self) -> dict[str, str]:
+        """See the base."""
+        return self._found
 
 
 def read(data: bytes) -> Incoming:
@@ -101,105 +136,117 @@ def read(data: bytes) -> Incoming:
 
 def _read(data: bytes) -> Incoming | None:
     """A message in Envoy's form; None, or an IndexError, for any other."""
-    kind = _TAGS.get(data[0])
-    if kind is None:
+    kind = _KINDS[data[0]]
+    if not kind:
         return None
     size, at = data[1], 2
     if size >= 0x80:
         size, at = _varint(data, 1)
-    stop = at + size
-    if stop < len(data):
-        if not _is_context(data, stop):
+    stop, end = at + size, len(data)
+    rest = b""
+    if stop != end:
+        if stop > end:
             return None
-    elif stop > len(data):
+        rest = data[stop:]
+        if not (_is_context(rest) if end - stop <= _KEPT_BYTES else _is_context.__wrapped__(rest)):
+            return None
+    if kind in _BODIES:  # HttpBody: the bytes (1), and whether they are the last (2)
+        body = b""
+        if at < stop and data[at] == 0x0A:
+            size = data[at + 1]
+            at += 2
+            if size >= 0x80:
+                size, at = _varint(data, at - 1)
+            body = data[at : at + size]
+            at += size
+        if at == stop:
+            return Incoming(kind, rest, body)
+        if at + 2 == stop and data[at] == 0x10 and data[at + 1] == 1:
+            return Incoming(kind, rest, body, True)
         return None
-    if kind in (RESPONSE_BODY, REQUEST_BODY):
-        message = _body(kind, data, at, stop)
-    elif kind <= RESPONSE_HEADERS:
-        message = _http_headers(kind, data, at, stop)
-    else:
-        message = Incoming(kind, data)
-    if message is not None:
-        message._rest = stop
-    return message
-
-
-def _body(kind: int, data: bytes, at: int, stop: int) -> Incoming | None:
-    """HttpBody: the bytes (1), and whether they are the last (2)."""
-    body = b""
-    if at < stop and data[at] == 0x0A:
-        size = data[at + 1]
-        at += 2
-        if size >= 0x80:
-            size, at = _varint(data, at - 1)
-        body = data[at : at + size]
-        at += size
-    if at == stop:
-        return Incoming(kind, data, body)
-    if at + 2 == stop and data[at] == 0x10 and data[at + 1] == 1:
-        return Incoming(kind, data, body, True)
-    return None
-
-
-def _http_headers(kind: int, data: bytes, at: int, stop: int) -> Incoming | None:
-    """HttpHeaders: the map (1), and whether nothing follows (3)."""
-    message = Incoming(kind, data)
-    if at < stop and data[at] == 0x0A:
-        size, at = _varint(data, at + 1)
-        message._headers, message._stop = at, at + size
-        at += size
-    if at + 2 == stop and data[at] == 0x18 and data[at + 1] == 1:
-        message.end_of_stream = True
-    elif at != stop:
+    if kind <= RESPONSE_HEADERS:  # HttpHeaders: the map (1), and whether nothing follows (3)
+        start = at
+        if at < stop and data[at] == 0x0A:
+            size, start = _varint(data, at + 1)
+            at = start + size
+        if at == stop:
+            return _Headers(kind, data, rest, start, at, False)
+        if at + 2 == stop and data[at] == 0x18 and data[at + 1] == 1:
+            return _Headers(kind, data, rest, start, at, True)
         return None
-    return message
+    return Incoming(kind, rest)
 
 
-def _headers(data: bytes, at: int, stop: int, wanted: frozenset[bytes] | None) -> dict[str, str] | None:
+def _headers(data: bytes, at: int, stop: int) -> dict[str, str] | None:
     """The entries of a HeaderMap between two offsets; None if they are not in Envoy's form."""
     found: dict[str, str] = {}
+    known = _entries.get
     while at < stop:
-        if data[at] != 0x0A:
-            return None
-        size = data[at + 1]
-        at += 2
+        size, end = data[at + 1], at + 2
         if size >= 0x80:
-            size, at = _varint(data, at - 1)
-        end = at + size
-        length = data[at + 1]
-        if end > stop or data[at] != 0x0A or length >= 0x80:
+            size, end = _varint(data, at + 1)
+        end += size
+        entry = data[at:end]
+        pair = known(entry) or _entry(entry)
+        if pair is None:
             return None
-        at += 2
-        name = data[at : at + length]
-        if wanted is not None and name not in wanted:
-            at = end
-            continue
-        key = name.decode()
-        at += length
-        value = ""
-        if at < end:
-            tag, length = data[at], data[at + 1]
-            at += 2
-            if length >= 0x80:
-                length, at = _varint(data, at - 1)
-            if at + length != end or (tag != 0x1A and tag != 0x12):  # raw_value, value
-                return None
-            value = data[at:end].decode("utf-8", "replace")
-            at = end
-        if at != end:
-            return None
+        key, value = pair
         found[key] = f"{found[key]},{value}" if key in found else value
-    return found
+        at = end
+    return found if at == stop else None
 
 
-def _is_context(data: bytes, at: int) -> bool:
-    """Whether only context follows, up to the end."""
-    while at < len(data):
-        if data[at] not in _REST_TAGS:
+_entries: dict[bytes, tuple[str, str]] = {}
+"""Entries of header maps as they stand there: most come with every request."""
+
+
+def _entry(entry: bytes) -> tuple[str, str] | None:
+    """Name and value of one entry of a HeaderMap, its own tag and length included; None if it is not in Envoy's form.
+
+    May raise IndexError or UnicodeDecodeError instead.
+    """
+    end = len(entry)
+    size, at = entry[1], 2
+    if size >= 0x80:
+        size, at = _varint(entry, 1)
+    length = entry[at + 1]
+    if at + size != end or entry[0] != 0x0A or entry[at] != 0x0A or length >= 0x80:
+        return None
+    at += 2 + length
+    key, kept = _name(entry[at - length : at])
+    value = ""
+    if at != end:
+        tag, length = entry[at], entry[at + 1]
+        at += 2
+        if length >= 0x80:
+            length, at = _varint(entry, at - 1)
+        if at + length != end or (tag != 0x1A and tag != 0x12):  # raw_value, value
+            return None
+        value = entry[at:].decode("utf-8", "replace")
+    if kept and end <= _KEPT_ENTRY:
+        if len(_entries) >= _MAX_ENTRIES:
+            _entries.clear()
+        _entries[entry] = (key, value)
+    return key, value
+
+
+@lru_cache(maxsize=256)
+def _name(raw: bytes) -> tuple[str, bool]:
+    """A header's name, and whether its entries may be kept. Raises UnicodeDecodeError."""
+    name = raw.decode()
+    return name, not _NOT_KEPT.search(name)
+
+
+@lru_cache(maxsize=256)
+def _is_context(rest: bytes) -> bool:
+    """Whether this is context, and nothing else."""
+    at, end = 0, len(rest)
+    while at < end:
+        if rest[at] not in _REST_TAGS:
             return False
-        size, at = _varint(data, at + 1)
+        size, at = _varint(rest, at + 1)
         at += size
-    return at == len(data)
+    return at == end
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -217,28 +264,24 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_any(data: bytes) -> Incoming:
-    """A message in whatever form, by way of protobuf, which writes it in Envoy's."""
+    """A message in whatever form, by way of protobuf."""
     message = ProcessingRequest.FromString(data)
-    message.DiscardUnknownFields()
     kind = message.WhichOneof("request")
     if kind is None:
         return Incoming(NOTHING, b"")
-    rest = ProcessingRequest(
+    context = ProcessingRequest(
         metadata_context=message.metadata_context if message.HasField("metadata_context") else None,
         attributes=message.attributes,
         protocol_config=message.protocol_config if message.HasField("protocol_config") else None,
     )
     number = ProcessingRequest.DESCRIPTOR.fields_by_name[kind].number
     part = getattr(message, kind)
-    found = Incoming(number, data, end_of_stream=getattr(part, "end_of_stream", False))
+    rest, end = context.SerializeToString(), getattr(part, "end_of_stream", False)
     if number in (REQUEST_BODY, RESPONSE_BODY):
-        found.body = part.body
-    elif number <= RESPONSE_HEADERS:
-        found._headers = _BY_PROTOBUF
-        found._data = ProcessingRequest(**{kind: HttpHeaders(headers=part.headers)}).SerializeToString()
-    found._rest = len(found._data)
-    found._data += rest.SerializeToString()
-    return found
+        return Incoming(number, rest, part.body, end)
+    if number <= RESPONSE_HEADERS:
+        return _AnyHeaders(number, rest, end, _any_headers(message))
+    return Incoming(number, rest)
 
 
 def _any_headers(message: ProcessingRequest) -> dict[str, str]:

@@ -24,12 +24,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from epp.extproc import incoming
 from epp.extproc import messages as m
 from epp.extproc import replies as r
-from epp.extproc.incoming import Incoming
+from epp.extproc.incoming import (
+    REQUEST_BODY,
+    REQUEST_HEADERS,
+    REQUEST_TRAILERS,
+    RESPONSE_BODY,
+    RESPONSE_HEADERS,
+    RESPONSE_TRAILERS,
+    Incoming,
+)
 from epp.extproc.messages import BodyMode
-from epp.extproc.response import ANSWER_HEADERS, ResponsePhase
+from epp.extproc.response import ResponsePhase
 from epp.model import Immediate, Rejection
 from epp.requests import AnswerReader, UsageTail, replace_model
 
@@ -112,18 +119,18 @@ class StreamMachine:
             self._first = False
             self._announced(message)
         kind = message.kind
-        if kind == incoming.RESPONSE_BODY:
-            return self._answer().body(message.body, message.end_of_stream)
-        if kind == incoming.REQUEST_BODY:
+        if kind == RESPONSE_BODY:
+            return (self.response or self._answer()).body(message.body, message.end_of_stream)
+        if kind == REQUEST_BODY:
             return self._request_body(message.body, message.end_of_stream)
-        if kind == incoming.REQUEST_HEADERS:
+        if kind == REQUEST_HEADERS:
             return self._request_headers(message)
-        if kind == incoming.RESPONSE_HEADERS:
+        if kind == RESPONSE_HEADERS:
             more = self.on_response(message.context().served)
-            return self._answer().headers(message.headers(ANSWER_HEADERS), message.end_of_stream, more)
-        if kind == incoming.REQUEST_TRAILERS:
+            return self._answer().headers(message.headers(), message.end_of_stream, more)
+        if kind == REQUEST_TRAILERS:
             return self._request_trailers()
-        if kind == incoming.RESPONSE_TRAILERS:
+        if kind == RESPONSE_TRAILERS:
             return self._answer().trailers()
         raise ProtocolError("a message without a request; is the peer an Envoy?")
 
@@ -208,7 +215,7 @@ class StreamMachine:
         self._held.clear()
         return self._need(proceed, body)
 
-    def _on_headers(self, route: Route) -> Messages:
+    def _on_headers(self, route: Route) -> tuple[bytes, ...]:
         common = r.routing(route.destination, route.headers, removed=route.removed)
         return (r.request_headers(common, _metadata(route)),)
 
@@ -234,7 +241,8 @@ class StreamMachine:
     def _in_pieces(self, route: Route, end: bool) -> Messages:
         body = self._body if route.body is None else route.body
         self._body, route.body = b"", None
-        return chain(self._on_headers(route), r.streamed(body, end, of_request=True))
+        head, pieces = self._on_headers(route), r.streamed(body, end, True)
+        return head + pieces if isinstance(pieces, tuple) else chain(head, pieces)
 
     def _streamed_chunk(self, chunk: bytes, end: bool) -> Messages:
         """Chunks pass as they are, unless the model's name changes: then they wait until it has been found."""

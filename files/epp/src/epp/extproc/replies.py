@@ -52,16 +52,18 @@ def _field(tag: bytes, payload: bytes) -> bytes:
     return tag + _varint(len(payload)) + payload
 
 
-@lru_cache(maxsize=256)
-def _key(name: str) -> bytes:
-    return _field(b"\x0a", name.encode())
+@lru_cache(maxsize=1024)
+def _before_value(name: str, size: int) -> bytes:
+    """All of an entry of HeaderMutation's set_headers that stands before a value of ``size`` bytes."""
+    header = _field(b"\x0a", name.encode()) + (b"\x1a" + _varint(size) if size else b"")
+    option = b"\x0a" + _varint(len(header) + size) + header
+    return b"\x0a" + _varint(len(option) + size + len(_OVERWRITE)) + option
 
 
 def _option(name: str, value: str) -> bytes:
     """One header to set in place of whatever is there, as raw bytes: an entry of HeaderMutation's set_headers."""
     raw = value.encode()
-    header = _key(name) + (_field(b"\x1a", raw) if raw else b"")
-    return _field(b"\x0a", _field(b"\x0a", header) + _OVERWRITE)
+    return _before_value(name, len(raw)) + raw + _OVERWRITE
 
 
 @lru_cache(maxsize=4096)

@@ -14,8 +14,6 @@ from epp.extproc.messages import BodyMode
 from epp.requests import AnswerReader, ModelRenamer, UsageTail
 
 Messages = Iterable[bytes]
-ANSWER_HEADERS = frozenset((b":status", b"content-type", b"content-length"))
-"""Headers of an answer that matter here."""
 _MARK = {m.RESPONSE_MARK: "true"}
 _MARKED = (r.response_headers(_MARK),)
 

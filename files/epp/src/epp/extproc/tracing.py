@@ -48,8 +48,9 @@ class Tracing:
 
     def headers(self, incoming: Mapping[str, str]) -> dict[str, str]:
         """The headers that give the request a trace context; none if it has one."""
-        if _VALID.fullmatch(incoming.get(TRACEPARENT, "")):
+        given = incoming.get(TRACEPARENT)
+        if given and _VALID.fullmatch(given):
             return {}
         trace, span = self._rng.getrandbits(128) or 1, self._rng.getrandbits(64) or 1
-        sampled = self._rng.random() < self._ratio
-        return {TRACEPARENT: f"00-{trace:032x}-{span:016x}-{int(sampled):02x}"}
+        flags = "01" if self._rng.random() < self._ratio else "00"
+        return {TRACEPARENT: f"00-{trace:032x}-{span:016x}-{flags}"}

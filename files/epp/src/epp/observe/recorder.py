@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 
-from epp.model import Endpoint, Usage
+from epp.model import NO_FLOW, Endpoint, FlowShare, Usage
 from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
-from epp.observe.series import Buckets
+from epp.observe.series import Buckets, Value
 
 PRECISE = "precise-prefix-cache-producer"
 PD_HANDLER = "pd-profile-handler"
@@ -25,6 +24,8 @@ MAX_VALUES = 256
 """Different values of one label that comes from clients; further ones count as ``other``. Each model name costs some
 500 lines of every page, so the reference's bound of 1000 would make pages of 60 MB."""
 OTHER = "other"
+MAX_ATTEMPTS = 16_384
+"""Pairs of model and endpoint whose counter is kept at hand."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class PoolView:
     """Readings that are overdue by more seconds are left out."""
     problem: Callable[[], str] = str
     """Why the endpoints may be out of date; empty when they are not."""
+    producer: str = "inflight-load-producer"
+    """Whose counts of requests in flight these are: the name of the plugin that says how they are estimated."""
 
 
 class _Bound:
@@ -138,7 +141,8 @@ class Recorder:
         """Called whenever metrics are read, to compute what is not kept up to date."""
         self.figures.leader.value().set(1.0)
         if streams:
-            self.figures.streams.value()
+            self._open_streams = self.figures.streams.value()
+            self._stream_seconds = self.figures.stream_seconds.histogram()
         self.figures.info.value("", _version()).set(1.0)
         self._bound: dict[tuple[str, str, str, int], _Bound] = {}
         self._models: set[str] = set()
@@ -146,8 +150,12 @@ class Recorder:
         self._priorities: set[str] = set()
         self._pools: dict[str, PoolView] = {}
         self._prefix_sizes: dict[tuple[str, str], int] = {}
+        self._prefix_hits: dict[str, tuple[Buckets, Buckets]] = {}
+        self._attempts: dict[tuple[str, Endpoint], Value] = {}
+        # Looked up once: these count on every request.
+        self._scheduled = self.figures.scheduling.histogram()
+        self._processing = {phase: figure.histogram() for phase, figure in self.figures.processing.items()}
         self._kv_counted: dict[tuple[str, str], tuple[int, int, int]] = {}
-        self._plugins: dict[tuple[str, str, str], Buckets] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -192,46 +200,51 @@ class Recorder:
 
     def processing(self, phase: str, seconds: float) -> None:
         """The EPP's own work on one request: ``phase`` is ``request`` or ``response``."""
-        self.figures.processing[phase].histogram().observe(seconds)
+        self._processing[phase].observe(seconds)
 
     def stream_opened(self) -> None:
         """An ext_proc stream began."""
         if self._count_streams:
-            self.figures.streams.value().add()
+            self._open_streams.value += 1.0
 
     def stream_closed(self, seconds: float, code: str) -> None:
         """An ext_proc stream ended with a gRPC status ``code`` (``OK``, ``CANCELLED`` ...)."""
         if not self._count_streams:
             return
-        self.figures.streams.value().add(-1.0)
-        self.figures.stream_seconds.histogram().observe(seconds)
+        self._open_streams.value -= 1.0
+        self._stream_seconds.observe(seconds)
         self.figures.stream_codes.value(code).add()
 
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""
-        self.figures.scheduling.histogram().observe(seconds)
+        self._scheduled.observe(seconds)
         model = _bounded(target_model, self._models)
         if endpoint is None:
             self.figures.attempts.value("failure", model, "", "", "").add()
-        else:
-            where = (endpoint.pod, endpoint.namespace, str(endpoint.port))
-            self.figures.attempts.value("success", model, *where).add()
-
-    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
-        """One call of one plugin."""
-        key = (extension_point, plugin_type, name)
-        found = self._plugins.get(key)
+            return
+        found = self._attempts.get((model, endpoint))
         if found is None:
-            found = self._plugins[key] = self.figures.plugins.histogram(*key)
-        found.counts[bisect_left(found.bounds, seconds)] += 1  # ten times per request: without a call of observe()
-        found.total += seconds
+            where = (endpoint.pod, endpoint.namespace, str(endpoint.port))
+            found = self.figures.attempts.value("success", model, *where)
+            if len(self._attempts) >= MAX_ATTEMPTS:
+                self._attempts.clear()  # endpoints that are gone
+            self._attempts[model, endpoint] = found
+        found.value += 1.0
+
+    def timer(self, extension_point: str, plugin_type: str, name: str) -> Callable[[float], None]:
+        """What takes the seconds of each call of one plugin."""
+        return self.figures.plugins.histogram(extension_point, plugin_type, name).observe
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes that the chosen endpoint was believed to hold of a prompt, and the bytes of the prompt."""
-        labels = (name, "approx-prefix-cache-producer")
-        self.figures.hit_bytes.histogram(*labels).observe(hit_bytes)
+        found = self._prefix_hits.get(name)
+        if found is None:
+            labels = (name, "approx-prefix-cache-producer")
+            found = (self.figures.hit_bytes.histogram(*labels), self.figures.hit_ratio.histogram(*labels))
+            self._prefix_hits[name] = found
+        found[0].observe(hit_bytes)
         if total_bytes > 0:
-            self.figures.hit_ratio.histogram(*labels).observe(hit_bytes / total_bytes)
+            found[1].observe(hit_bytes / total_bytes)
 
     def prefix_index_size(self, name: str, entries: int, pool: str = "") -> None:
         """Entries in the prefix index of a plugin now; those of several pools add up."""
@@ -260,6 +273,23 @@ class Recorder:
         """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
         self.figures.prefix_source.value(name, PRECISE, source).add()
 
+    def predicted_in(self, model: str, target_model: str, seconds: float) -> None:
+        """A latency predictor has answered, in this time."""
+        labels = (_bounded(model, self._models), _bounded(target_model, self._models))
+        for kind in ("ttft", "tpot"):
+            self.figures.prediction_took[kind].histogram(*labels).observe(seconds)
+            self.figures.request_metric.value(*labels, f"{kind}_prediction_duration").set(seconds)
+
+    def latency(self, model: str, target_model: str, kind: str, actual: float, predicted: float, late: bool) -> None:
+        """A latency in seconds as it was and as it was predicted, and whether the client wanted it shorter."""
+        labels = (_bounded(model, self._models), _bounded(target_model, self._models))
+        self.figures.request_metric.value(*labels, kind).set(actual)
+        if predicted > 0:
+            self.figures.predicted[kind].histogram(*labels).observe(predicted)
+            self.figures.request_metric.value(*labels, f"predicted_{kind}").set(predicted)
+        if late:
+            self.figures.slo_violations.value(*labels, kind).add()
+
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
         model = _bounded(model or "unknown", self._models)
@@ -280,6 +310,16 @@ class Recorder:
         """A program has been forgotten."""
         self.figures.program_wait.forget(program_id=program)
         self.figures.program_service.forget(program_id=program)
+
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+        self.figures.revision_share.forget(plugin_type=plugin_type, plugin_name=name)
+        for revision, share in shares.items():
+            self.figures.revision_share.value(plugin_type, name, mode, revision).set(share)
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
+        self.figures.strict_missed.value(plugin_type, name, selector).add()
 
     def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
         """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""
@@ -333,8 +373,7 @@ class Recorder:
         now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
-            figures.inflight_requests.value(endpoint.name, endpoint.namespace).set(endpoint.inflight)
-            figures.inflight_tokens.value(endpoint.name, endpoint.namespace).set(endpoint.inflight_tokens)
+            self._measure_load(view, endpoint)
             metrics = endpoint.metrics
             if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
@@ -350,6 +389,21 @@ class Recorder:
         figures.pool["ready_endpoints"].value(view.name).set(len(endpoints))
         figures.source_up.value(view.name).set(0.0 if view.problem() else 1.0)
 
+    def _measure_load(self, view: PoolView, endpoint: Endpoint) -> None:
+        """What each flow has in flight; an endpoint without any has one series, which says so.
+
+        Names of flows are those that requests were counted by; those beyond the bound are one.
+        """
+        # The list is made in one step: the event loop may be at work in another thread.
+        for (fairness_id, priority), share in list(endpoint.flows.items()) or [(NO_FLOW, FlowShare())]:
+            flow, rank = "", ""
+            if share.requests:
+                flow = fairness_id if fairness_id in self._flows else OTHER
+                rank = str(priority) if str(priority) in self._priorities else OTHER
+            where = (endpoint.name, endpoint.namespace, view.producer, flow, rank)
+            self.figures.inflight_requests.value(*where).add(share.requests)
+            self.figures.inflight_tokens.value(*where).add(share.tokens)
+
 
 class PoolRecorder:
     """What the scheduler of one pool reports to."""
@@ -357,14 +411,18 @@ class PoolRecorder:
     def __init__(self, recorder: Recorder, pool: str) -> None:
         self._recorder, self._pool = recorder, pool
         self.scheduled = recorder.scheduled
-        self.plugin = recorder.plugin
+        self.timer = recorder.timer
         self.prefix_match = recorder.prefix_match
         self.kv_lookup = recorder.kv_lookup
         self.prefix_source = recorder.prefix_source
+        self.predicted_in = recorder.predicted_in
+        self.latency = recorder.latency
         self.disaggregated = recorder.disaggregated
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
         self.program_gone = recorder.program_gone
+        self.revision_shares = recorder.revision_shares
+        self.strict_header_missed = recorder.strict_header_missed
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries in a prefix index of this pool now."""

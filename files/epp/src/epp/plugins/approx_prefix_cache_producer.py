@@ -7,8 +7,10 @@ Parameters:
     maxPrefixBlocksToMatch (2048), maxPrefixTokensToMatch (131072): how much of a prompt is looked at.
     lruCapacityPerServer (31250): blocks remembered per endpoint.
 Formula: a prompt is cut into blocks, each block's hash includes those before it; an endpoint's match is the number of
-consecutive blocks, from the start, that went to it before and that newer ones have not pushed out.
-Source: GAIE v1.5 and llm-d-router producer of the same type. Two things differ: the tuned capacity counts tokens (so
+consecutive blocks, from the start, that went to it before and that newer ones have not pushed out. The first 64 blocks
+of a prompt are looked at one by one, the next 128 two at a time, the next 256 four, all others eight at a time.
+Source: GAIE v1.5 and llm-d-router producer of the same type. Three things differ: blocks that lie deep
+in a prompt are joined as said (the reference looks at each), the tuned capacity counts tokens (so
 larger blocks make fewer entries), and a prompt's end is forgotten before its beginning.
 """
 
@@ -18,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from epp.datalayer.prefix import PrefixIndex, block_hashes
+from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, plain_blocks
 from epp.model import Decision, Endpoint, InferenceRequest
 from epp.scheduling.api import BYTES_PER_TOKEN, PREFIX_MATCH, Context, PrefixMatch, Producer, RequestHook, param
 
@@ -90,9 +92,14 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         block_bytes = self._block_bytes(endpoints)
         model = request.target_model or request.model
         prompt = self._looked_at(request)
-        hashes = block_hashes(model, request.cache_salt, prompt, block_bytes, self._geometry.max_blocks)
+        most = self._geometry.max_blocks
+        hashes = block_hashes(model, request.cache_salt, prompt, block_bytes, most, growing=True)
         blocks = self._index.match(hashes, endpoints)
-        request.attributes[self._key] = PrefixMatch(hashes, block_bytes // BYTES_PER_TOKEN, blocks)
+        total = len(hashes)
+        if total > RUNG:
+            total = min(-(-len(prompt) // block_bytes), most)
+            blocks = {endpoint: min(plain_blocks(depth), total) for endpoint, depth in blocks.items()}
+        request.attributes[self._key] = PrefixMatch(hashes, block_bytes // BYTES_PER_TOKEN, blocks, total=total)
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """The chosen endpoints will hold this prompt."""
@@ -131,8 +138,10 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
     def _block_bytes(self, endpoints: Sequence[Endpoint]) -> int:
         """Bytes per block: all endpoints of a pool must agree, so the first one that reports a size decides."""
         geometry, tuned = self._geometry, 0
-        if geometry.auto_tune:
-            tuned = next((each.metrics.block_size for each in endpoints if each.metrics.block_size), 0)
+        if geometry.auto_tune and endpoints:
+            tuned = endpoints[0].metrics.block_size
+            if not tuned:
+                tuned = next((each.metrics.block_size for each in endpoints if each.metrics.block_size), 0)
         return max(tuned * BYTES_PER_TOKEN or geometry.block_bytes, geometry.min_block_bytes)
 
     def _capacity(self, endpoint: Endpoint, block_bytes: int) -> int:

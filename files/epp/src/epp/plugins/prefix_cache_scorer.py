@@ -100,7 +100,7 @@ class PrefixCacheScorer(Scorer):
         return [self._rate(match, held.get(endpoint, 0)) for endpoint in endpoints]
 
     def _rate(self, match: PrefixMatch, blocks: float) -> float:
-        share = blocks / len(match.hashes)
+        share = blocks / match.total
         if self._weight == 0.0:
             return share
         length = min(1.0, blocks * match.block_tokens / self._scale) ** 2

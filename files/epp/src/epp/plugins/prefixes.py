@@ -29,7 +29,7 @@ def shares(match: PrefixMatch | None, endpoints: list[Endpoint]) -> list[float]:
     """The part of the prompt that each endpoint is believed to hold, 0 to 1."""
     if match is None or not match.blocks or not match.hashes:
         return [0.0] * len(endpoints)
-    total, blocks = len(match.hashes), match.blocks if match.weights is None else match.weights
+    total, blocks = match.total, match.blocks if match.weights is None else match.weights
     return [blocks.get(endpoint, 0) / total for endpoint in endpoints]
 
 

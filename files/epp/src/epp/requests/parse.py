@@ -162,11 +162,12 @@ def _parse_json(api: Api, body: bytes, truncated: bool, headers: Mapping[str, st
         model=model or "",
         prompt=lead + prompt if lead else prompt,
         lead=len(lead),
-        stream=bytes(fields.stream) == b"true",
+        stream=fields.stream is not _ABSENT and bytes(fields.stream) == b"true",
         max_tokens=_max_tokens(fields),
         cache_salt=_string(fields.cache_salt) or _string(fields.extra_key) or "",
     )
-    _count(parsed, headers)
+    if prompt[:1] == b"[":
+        _count(parsed, headers)
     return parsed
 
 
@@ -212,8 +213,13 @@ def _unwrapped(body: bytes) -> bytes:
 def _prompt(api: Api, fields: _Body) -> tuple[bytes, bytes]:
     """What stands before the prompt, and the prompt."""
     for name in api.prompt:
-        value = bytes(getattr(fields, name))
+        raw = getattr(fields, name)
+        if raw is _ABSENT:
+            continue
+        value = bytes(raw)
         if value and value != b"null":
+            if not api.lead:
+                return b"", value
             lead = [bytes(getattr(fields, each)) for each in api.lead]
             return b"".join([part for part in lead if part and part != b"null"]), value
     return b"", b""
@@ -240,13 +246,15 @@ def is_json(content_type: str) -> bool:
 
 def _string(raw: msgspec.Raw) -> str | None:
     """The text of a JSON string, None for anything else."""
+    if raw is _ABSENT:
+        return None
     data = bytes(raw)
     return text(data) if data.startswith(b'"') else None
 
 
 def _max_tokens(fields: _Body) -> int:
     found = _first_number(fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens)
-    if found or not bytes(fields.sampling_params).startswith(b"{"):
+    if found or fields.sampling_params is _ABSENT or not bytes(fields.sampling_params).startswith(b"{"):
         return found
     try:
         sampling = _sampling.decode(fields.sampling_params)
@@ -258,6 +266,8 @@ def _max_tokens(fields: _Body) -> int:
 def _first_number(*raws: msgspec.Raw) -> int:
     """The first JSON integer above 0, 0 if there is none."""
     for raw in raws:
+        if raw is _ABSENT:
+            continue
         data = bytes(raw)
         if data.isdigit() and len(data) < 19 and int(data):
             return int(data)

@@ -84,7 +84,12 @@ class UsageTail:
         """The counts of the last usage object that can be read, completed by the first; None without any."""
         tail = b"".join(self._chunks)
         texts = [self._first, self._last, tail] if self._first else [tail]
-        found = [(text, match.end()) for text in texts for match in _USAGE.finditer(text)]
+        found = []
+        for text in texts:
+            # A search for fixed bytes is much faster than one by a pattern.
+            starts = [start for start in map(text.find, _MARKS) if start >= 0]
+            if starts:
+                found += [(text, match.end()) for match in _USAGE.finditer(text, min(starts))]
         last = _readable(reversed(found))
         if last is None:
             return None
@@ -96,7 +101,11 @@ class UsageTail:
 def _readable(found: Iterable[tuple[bytes, int]]) -> _Counts | None:
     """The first of these usage objects that is whole and has counts."""
     for text, start in found:
-        end, complete = value_end(text, start)
+        # Most have no object in them, so that the first bracket is theirs; what is no JSON so far goes on.
+        try:
+            return _decoder.decode(text[start : text.find(b"}", start) + 1])
+        except (msgspec.DecodeError, RecursionError):
+            end, complete = value_end(text, start)
         if not complete:
             continue
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -60,13 +60,20 @@ class PrefixMatch:
     """How much of one request's prompt each endpoint is believed to hold in its prefix cache."""
 
     hashes: Sequence[int]
-    """Chained hash of each block of the prompt, first block first."""
+    """Chained hashes of the prompt's blocks, first block first; a hash may stand for several blocks."""
     block_tokens: int
     """Tokens per block."""
     blocks: Mapping[Endpoint, int] = field(default_factory=dict)
     """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
     weights: Mapping[Endpoint, float] | None = None
     """The same with blocks counted for less that are not in GPU memory; None where nobody knows."""
+    total: int = 0
+    """Blocks of the prompt; as many as hashes, unless it is given."""
+
+    def __post_init__(self) -> None:
+        """Count the blocks."""
+        if not self.total:
+            self.total = len(self.hashes)
 
 
 TOKENS = "tokens"
@@ -94,7 +101,9 @@ class LatencyPrediction:
     ttft: Mapping[Endpoint, float] = field(default_factory=dict)
     """Until the first token."""
     tpot: Mapping[Endpoint, float] = field(default_factory=dict)
-    """Per token after it."""
+    """Per token after it; absent where there are none, or nobody can tell."""
+    tpot_targets: Mapping[Endpoint, float] = field(default_factory=dict)
+    """What the time per token must not exceed there, where that is not what the request's headers say."""
 
 
 class Endpoints(Protocol):
@@ -123,8 +132,8 @@ class SchedulingRecorder(Protocol):
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""
 
-    def plugin(self, extension_point: str, plugin_type: str, name: str, seconds: float) -> None:
-        """One call of one plugin."""
+    def timer(self, extension_point: str, plugin_type: str, name: str) -> Callable[[float], None]:
+        """What takes the seconds of each call of one plugin."""
 
     def prefix_match(self, name: str, hit_bytes: int, total_bytes: int) -> None:
         """Bytes of a prompt that the chosen endpoint was believed to hold, and the bytes of the prompt."""
@@ -142,6 +151,13 @@ class SchedulingRecorder(Protocol):
     def prefix_source(self, name: str, source: str) -> None:
         """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
 
+    def predicted_in(self, model: str, target_model: str, seconds: float) -> None:
+        """A latency predictor has answered, in this time."""
+
+    def latency(self, model: str, target_model: str, kind: str, actual: float, predicted: float, late: bool) -> None:
+        """A latency (``ttft`` or ``tpot``) as it was and as it was predicted (0.0: not at all), and whether it was more
+        than the client wanted."""
+
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
 
@@ -153,6 +169,12 @@ class SchedulingRecorder(Protocol):
 
     def program_gone(self, program: str) -> None:
         """A program has been forgotten."""
+
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
 
 
 class Context(Protocol):

@@ -74,54 +74,51 @@ class ProfileRunner:
         failures: Failures,
     ) -> None:
         self.name = name
-        self._filters = tuple(filters)
-        self._scorers = tuple(scorers)
+        self._filters = [(each, recorder.timer("Filter", each.TYPE, each.name)) for each in filters]
+        self._scorers = [(each, weight, recorder.timer("Scorer", each.TYPE, each.name)) for each, weight in scorers]
         self._picker = picker
-        self._recorder = recorder
+        self._timed = recorder.timer("Picker", picker.TYPE, picker.name)
         self._failures = failures
 
     def run(self, request: InferenceRequest, endpoints: list[Endpoint]) -> Outcome | None:
         """Choose among ``endpoints``; None when the filters leave nothing."""
-        for filter_ in self._filters:
+        # The end of one plugin is the beginning of the next: the clock is read once for each.
+        clock = time.perf_counter
+        before = clock()
+        for filter_, timed in self._filters:
             endpoints = self._filter(filter_, request, endpoints)
+            now = clock()
+            timed(now - before)
+            before = now
             if not endpoints:
                 return None
         totals = [0.0] * len(endpoints)
-        for scorer, weight in self._scorers:
-            self._score(scorer, weight, request, endpoints, totals)
-        return Outcome(self._pick(endpoints, totals), Scores(endpoints, totals))
+        for scorer, weight, timed in self._scorers:
+            try:
+                scores = scorer.score(request, endpoints)
+                # Written so that NaN, which compares false with everything, counts as 0.
+                totals = [
+                    total + (weight if score >= 1.0 else weight * score if score > 0.0 else 0.0)
+                    for total, score in zip(totals, scores, strict=True)
+                ]
+            except Exception:
+                self._failures.report(scorer, "its scores count as 0")
+            now = clock()
+            timed(now - before)
+            before = now
+        picked = self._pick(endpoints, totals)
+        self._timed(clock() - before)
+        return Outcome(picked, Scores(endpoints, totals))
 
     def _filter(self, filter_: Filter, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
-        started = time.perf_counter()
         try:
             kept = filter_.filter(request, endpoints)
             return kept if type(kept) is list else list(kept)
         except Exception:
             self._failures.report(filter_, "its filtering is skipped")
             return endpoints
-        finally:
-            self._recorder.plugin("Filter", filter_.TYPE, filter_.name, time.perf_counter() - started)
-
-    def _score(
-        self, scorer: Scorer, weight: float, request: InferenceRequest, endpoints: list[Endpoint], totals: list[float]
-    ) -> None:
-        started = time.perf_counter()
-        try:
-            scores = scorer.score(request, endpoints)
-            if len(scores) != len(totals):
-                raise ValueError(f"{len(scores)} scores for {len(totals)} endpoints")
-            # Written so that NaN, which compares false with everything, counts as 0.
-            shares = [weight if score >= 1.0 else weight * score if score > 0.0 else 0.0 for score in scores]
-        except Exception:
-            self._failures.report(scorer, "its scores count as 0")
-            return
-        finally:
-            self._recorder.plugin("Scorer", scorer.TYPE, scorer.name, time.perf_counter() - started)
-        for index, share in enumerate(shares):
-            totals[index] += share
 
     def _pick(self, endpoints: list[Endpoint], totals: list[float]) -> list[Endpoint]:
-        started = time.perf_counter()
         try:
             picked = self._picker.pick(endpoints, totals)
             if not picked:
@@ -130,5 +127,3 @@ class ProfileRunner:
         except Exception:
             self._failures.report(self._picker, "the best-rated endpoint is taken")
             return [endpoints[totals.index(max(totals))]]
-        finally:
-            self._recorder.plugin("Picker", self._picker.TYPE, self._picker.name, time.perf_counter() - started)

@@ -7,13 +7,12 @@ import asyncio
 import random
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.scheduling.api import (
     BYTES_PER_TOKEN,
-    PREFIX_MATCH,
     Admitter,
     AsyncProducer,
     Background,
@@ -39,6 +38,8 @@ from epp.scheduling.profile import Failures, Outcome, ProfileRunner
 if TYPE_CHECKING:
     from epp.config.schema import EndpointPickerConfig, ProfileSpec
 
+Timer = Callable[[float], None]
+"""Takes the seconds of each call of one plugin."""
 NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
 SCREENED = "screeners eliminated all endpoint candidates"
 PREPARE_SECONDS = 0.4
@@ -72,26 +73,32 @@ class Scheduler:
         self.plugin = builder.plugin
         """A plugin by its name; PluginError if there is none."""
         plugins = builder.built()
-        self._header_processors = [plugin for plugin in plugins if isinstance(plugin, HeaderProcessor)]
-        self._reporters = [plugin for plugin in plugins if isinstance(plugin, Reporter)]
-        self._screeners = [plugin for plugin in plugins if isinstance(plugin, Screener)]
-        self._producers = [plugin for plugin in plugins if isinstance(plugin, Producer)]
-        self._asking = {each for each in self._producers if isinstance(each, AsyncProducer) and each.asks}
+        self._header_processors: list[tuple[HeaderProcessor, Timer]] = self._timed(
+            "RequestHeader", plugins, HeaderProcessor
+        )
+        self._reporters: list[tuple[Reporter, Timer]] = self._timed("ResponseBody", plugins, Reporter)
+        self._screeners: list[tuple[Screener, Timer]] = self._timed("Screener", plugins, Screener)
+        self._producers: list[tuple[Producer, Timer]] = self._timed("Producer", plugins, Producer)
+        asking = [each for each, _ in self._producers if isinstance(each, AsyncProducer) and each.asks]
+        self._asking: dict[Producer, Timer] = dict(self._timed("Prepare", asking, Producer))
         self.asks = bool(self._asking)
         """Whether :meth:`prepare` has anything to do: call it before :meth:`schedule` then."""
-        last = max((at for at, each in enumerate(self._producers) if each in self._asking), default=-1)
+        last = max((at for at, (each, _) in enumerate(self._producers) if each in self._asking), default=-1)
         self._early, self._late = self._producers[: last + 1], self._producers[last + 1 :]
         self.workers = [plugin for plugin in plugins if isinstance(plugin, Background)]
         """Plugins that want to run beside the requests."""
-        self._admitters = [plugin for plugin in plugins if isinstance(plugin, Admitter)]
+        self._admitters: list[tuple[Admitter, Timer]] = self._timed("Admitter", plugins, Admitter)
         hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
-        self._hooks = [each for each in hooks if type(each).pre_request is not RequestHook.pre_request]
-        self._completed = [each for each in hooks if type(each).response_complete is not RequestHook.response_complete]
+        before = [each for each in hooks if type(each).pre_request is not RequestHook.pre_request]
+        self._hooks: list[tuple[RequestHook, Timer]] = self._timed("PreRequest", before, RequestHook)
+        after = [each for each in hooks if type(each).response_complete is not RequestHook.response_complete]
+        self._completed: list[tuple[RequestHook, Timer]] = self._timed("ResponseComplete", after, RequestHook)
         self._pieces = [each for each in hooks if type(each).response_piece is not RequestHook.response_piece]
         self.follows = bool(self._pieces)
         """Whether any plugin wants to hear of an answer's pieces."""
         self.responders = [plugin for plugin in plugins if isinstance(plugin, Responder)]
-        self._response_hooks = [plugin for plugin in plugins if isinstance(plugin, ResponseHook)]
+        self._response_hooks: list[tuple[ResponseHook, Timer]] = self._timed("ResponseReceived", plugins, ResponseHook)
+        self._handled = self._recorder.timer("ProfilePicker", handler.TYPE, handler.name)
 
     @classmethod
     def from_config(
@@ -108,10 +115,15 @@ class Scheduler:
         """
         return cls(Builder(cfg, registry, datastore, recorder, random.Random(seed)), cfg)
 
+    def _timed(self, point: str, plugins: Sequence[Plugin], kind: type[Any]) -> list[tuple[Any, Timer]]:
+        """The plugins of a kind, each with what takes the seconds of its calls."""
+        found = [plugin for plugin in plugins if isinstance(plugin, kind)]
+        return [(plugin, self._recorder.timer(point, plugin.TYPE, plugin.name)) for plugin in found]
+
     def request_headers(self, request: InferenceRequest) -> None:
         """Let plugins complete a request by its headers; call it first, before the request waits anywhere. Raises the
         Rejection of one that refuses it."""
-        for processor in self._header_processors:
+        for processor, timed in self._header_processors:
             started = time.perf_counter()
             try:
                 processor.request_headers(request)
@@ -119,7 +131,7 @@ class Scheduler:
                 raise
             except Exception:
                 self._failures.report(processor, "the request goes on without it")
-            self._recorder.plugin("RequestHeader", processor.TYPE, processor.name, time.perf_counter() - started)
+            timed(time.perf_counter() - started)
 
     def admit(self, request: InferenceRequest) -> None:
         """Raise a Rejection (429) for a sheddable request (priority < 0) while the pool is saturated.
@@ -141,10 +153,10 @@ class Scheduler:
         if not standing:
             return
         _estimate(request)
-        for producer in self._early:
+        for producer, timed in self._early:
             if producer in self._asking:
                 await self._ask(producer, request, standing)
-            self._produce(producer, request, standing)
+            self._produce(producer, timed, request, standing)
         request.prepared = not self._queueing
 
     def schedule(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> Decision:
@@ -174,13 +186,13 @@ class Scheduler:
         """Tell the plugins that the request goes out now; call it right after :meth:`schedule`, in the same turn."""
         for charge in decision.charges:
             self._datastore.sent(charge.endpoint, charge.prompt_tokens)
-        for hook in self._hooks:
+        for hook, timed in self._hooks:
             started = time.perf_counter()
             try:
                 hook.pre_request(request, decision)
             except Exception:
                 self._failures.report(hook, "the request goes out without it")
-            self._recorder.plugin("PreRequest", hook.TYPE, hook.name, time.perf_counter() - started)
+            timed(time.perf_counter() - started)
 
     def response_received(
         self, served: str, request: InferenceRequest | None = None, decision: Decision | None = None
@@ -190,13 +202,13 @@ class Scheduler:
         Request and decision are None for a stream that began with the answer.
         """
         headers: dict[str, str] = {}
-        for hook in self._response_hooks:
+        for hook, timed in self._response_hooks:
             started = time.perf_counter()
             try:
                 headers.update(hook.response_received(served, request, decision))
             except Exception:
                 self._failures.report(hook, "the answer goes on without it")
-            self._recorder.plugin("ResponseReceived", hook.TYPE, hook.name, time.perf_counter() - started)
+            timed(time.perf_counter() - started)
         return headers
 
     def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
@@ -209,33 +221,34 @@ class Scheduler:
 
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
-        for hook in self._completed:
+        for hook, timed in self._completed:
             started = time.perf_counter()
             try:
                 hook.response_complete(request, decision, usage)
             except Exception:
                 self._failures.report(hook, "it does not learn of this answer")
-            self._recorder.plugin("ResponseComplete", hook.TYPE, hook.name, time.perf_counter() - started)
+            timed(time.perf_counter() - started)
 
     def report(self, request: InferenceRequest, usage: Usage | None) -> dict[str, dict[str, float]]:
         """Dynamic metadata for the end of an answer, by namespace and key."""
         metadata: dict[str, dict[str, float]] = {}
-        for reporter in self._reporters if usage is not None else ():
-            assert usage is not None
+        if usage is None:
+            return metadata
+        for reporter, timed in self._reporters:
             started = time.perf_counter()
             try:
                 for namespace, values in reporter.report(request, usage).items():
                     metadata.setdefault(namespace, {}).update(values)
             except Exception:
                 self._failures.report(reporter, "nothing is reported of this answer")
-            self._recorder.plugin("ResponseBody", reporter.TYPE, reporter.name, time.perf_counter() - started)
+            timed(time.perf_counter() - started)
         return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
         if self._screeners:
             candidates = self._screen(request, candidates)
-        for producer in self._late if request.prepared else self._producers:
-            self._produce(producer, request, candidates)
+        for producer, timed in self._late if request.prepared else self._producers:
+            self._produce(producer, timed, request, candidates)
         handler = self._handler
         if self._admitters:
             self._ask_admitters(request, candidates)
@@ -244,7 +257,7 @@ class Scheduler:
         for _ in range(MAX_ROUNDS):
             started = time.perf_counter()
             chosen = handler.pick(request, self._profiles, picks)
-            self._recorder.plugin("ProfilePicker", handler.TYPE, handler.name, time.perf_counter() - started)
+            self._handled(time.perf_counter() - started)
             if not chosen:
                 break
             for profile in chosen:
@@ -257,23 +270,23 @@ class Scheduler:
             message = f"failed to find target endpoint: no endpoint is left after the filters of profile {primary!r}"
             raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
         profiles = {name: tuple(picked) for name, picked in picks.items() if picked is not None}
-        decision = Decision(
-            tuple(best.picked),
-            best.scores,
-            profiles,
-            cached_prefix(request, best.picked[0]),
-            _charges(request, primary, profiles),
-        )
+        chosen_first = profiles[primary][0]
+        cached = cached_tokens(request, chosen_first)
+        uncached = max(0, request.prompt_tokens - cached)
+        charges: tuple[Charge, ...] = (Charge(chosen_first, uncached, request.output_tokens),)
+        if len(profiles) > 1:
+            charges += _helpers(request, primary, profiles)
+        decision = Decision(profiles[primary], best.scores, profiles, cached > 0, charges)
         handler.process_results(request, decision)
         return decision
 
-    def _produce(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
+    def _produce(self, producer: Producer, timed: Timer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
         started = time.perf_counter()
         try:
             producer.produce(request, candidates)
         except Exception:
             self._failures.report(producer, "the request is scheduled without it")
-        self._recorder.plugin("Producer", producer.TYPE, producer.name, time.perf_counter() - started)
+        timed(time.perf_counter() - started)
 
     async def _ask(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
         assert isinstance(producer, AsyncProducer)
@@ -283,11 +296,11 @@ class Scheduler:
                 await producer.prepare(request, candidates)
         except Exception:
             self._failures.report(producer, "the request is scheduled without what it asks for")
-        self._recorder.plugin("Prepare", producer.TYPE, producer.name, time.perf_counter() - started)
+        self._asking[producer](time.perf_counter() - started)
 
     def _screen(self, request: InferenceRequest, candidates: list[Endpoint]) -> list[Endpoint]:
         """Those that all screeners leave. Raises Rejection (503) if that is nobody; one that fails leaves all."""
-        for screener in self._screeners:
+        for screener, timed in self._screeners:
             started = time.perf_counter()
             try:
                 candidates = screener.screen(request, candidates)
@@ -296,14 +309,14 @@ class Scheduler:
             except Exception:
                 self._failures.report(screener, "the candidates stay as they were")
             finally:
-                self._recorder.plugin("Screener", screener.TYPE, screener.name, time.perf_counter() - started)
+                timed(time.perf_counter() - started)
             if not candidates:
                 raise Rejection(503, "ServiceUnavailable", SCREENED, "rejected-no-endpoints")
         return candidates
 
     def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
         """Raise Rejection if one refuses, 429 unless it says otherwise; one that fails lets the request pass."""
-        for admitter in self._admitters:
+        for admitter, timed in self._admitters:
             started = time.perf_counter()
             try:
                 refusal = admitter.admit(request, candidates)
@@ -313,7 +326,7 @@ class Scheduler:
                 self._failures.report(admitter, "the request is admitted without it")
                 continue
             finally:
-                self._recorder.plugin("Admitter", admitter.TYPE, admitter.name, time.perf_counter() - started)
+                timed(time.perf_counter() - started)
             if refusal:
                 message = f"request cannot be admitted: {refusal}"
                 raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
@@ -322,33 +335,24 @@ class Scheduler:
         return self._by_name[name]
 
 
-def cached_prefix(request: InferenceRequest, endpoint: Endpoint) -> bool:
-    """Whether any producer believes that the endpoint holds the beginning of the prompt in its prefix cache."""
-    for key, value in request.attributes.items():
-        if isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH) and value.blocks.get(endpoint, 0) > 0:
-            return True
-    return False
+def cached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
+    """Tokens of the prompt that the endpoint is believed to hold in its prefix cache; the most hopeful producer counts.
 
-
-def uncached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
-    """Prompt tokens that the endpoint must compute: all but those believed to be in its prefix cache."""
+    0 means that no producer believes it to hold anything.
+    """
     cached = 0
-    for key, value in request.attributes.items():
-        if isinstance(value, PrefixMatch) and key.startswith(PREFIX_MATCH):
-            cached = max(cached, value.blocks.get(endpoint, 0) * value.block_tokens)
-    return max(0, request.prompt_tokens - cached)
+    for value in request.attributes.values():
+        if isinstance(value, PrefixMatch) and (blocks := value.blocks.get(endpoint)):
+            cached = max(cached, blocks * value.block_tokens)
+    return cached
 
 
-def _charges(
+def _helpers(
     request: InferenceRequest, primary: str, profiles: Mapping[str, tuple[Endpoint, ...]]
 ) -> tuple[Charge, ...]:
-    """The destination with prompt and answer, then the first endpoint of every other profile with the prompt."""
-    first = profiles[primary][0]
-    charge = Charge(first, uncached_tokens(request, first), request.output_tokens)
-    if len(profiles) == 1:
-        return (charge,)
-    others = [picked[0] for name, picked in profiles.items() if name != primary]
-    return (charge, *(Charge(each, uncached_tokens(request, each)) for each in others))
+    """The first endpoint of every profile but the primary one, with the part of the prompt that it has to compute."""
+    first = [picked[0] for name, picked in profiles.items() if name != primary]
+    return tuple(Charge(each, max(0, request.prompt_tokens - cached_tokens(request, each))) for each in first)
 
 
 def _estimate(request: InferenceRequest) -> None:

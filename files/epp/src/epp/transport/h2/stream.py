@@ -105,12 +105,13 @@ class Stream:
 
     def message(self, data: bytes) -> None:
         """A message is here."""
-        if self._answers is None and self._task is None:
-            self._start(data)
-            self._go_on()
-        else:
+        if self._answers is not None or self._task is not None:
             self._queue.append(data)
             self._held += len(data)
+            return
+        self._start(data)
+        if self._answers is not None:
+            self._go_on()
 
     def part(self, data: bytes) -> None:
         """Bytes that are not just one message."""
@@ -177,11 +178,40 @@ class Stream:
         except Exception as error:
             self._failed(error)
             return
-        if type(answers) is not tuple and isinstance(answers, Coroutine):  # most are tuples, and an ABC is slow to ask
+        if type(answers) is tuple:  # most are
+            sent = self._send_now(answers)
+            if sent < len(answers):
+                self._answers = iter(answers[sent:])
+            elif self.exchange.done:
+                self.finish(Code.OK)
+        elif isinstance(answers, Coroutine):
             self._task = asyncio.get_running_loop().create_task(answers)
             self._task.add_done_callback(self._decided)
         else:
             self._answers = iter(answers)
+
+    def _send_now(self, answers: tuple[bytes, ...]) -> int:
+        """Send answers as long as each fits one frame and the windows; returns how many went."""
+        connection = self.connection
+        if connection.paused:
+            return 0
+        out, window, most = connection.out, min(self.window, connection.window), connection.frame_size
+        sent = spent = 0
+        for answer in answers:
+            length = len(answer)
+            size = length + PREFIX_SIZE
+            if size > most or spent + size > window:
+                break
+            if not self.answered:
+                self.answered = True
+                connection.send_headers(self.number, RESPONSE, 0)
+            out.append(_DATA_HEAD(size >> 16, size & 0xFFFF, f.DATA, 0, self.number, 0, length))
+            out.append(answer)
+            spent += size
+            sent += 1
+        self.window -= spent
+        connection.window -= spent
+        return sent
 
     def _decided(self, task: asyncio.Task[Iterable[bytes]]) -> None:
         """The answers that came later are here."""
