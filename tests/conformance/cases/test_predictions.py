@@ -15,8 +15,11 @@ from conformance.kit.talk import Refused, ask, destinations, fresh, route, talk
 from conformance.kit.wait import eventually
 from conformance.kit.world import Pool, World
 
-pytestmark = pytest.mark.differs(go="plugins of later versions, or an experiment of v1.3 that its build leaves out")
-
+LATER = "plugins of later versions"
+OLDER = (
+    "apiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: EndpointPickerConfig\n"
+    "featureGates: [prepareDataPlugins]\n"  # without which v1.3 does not look at targets
+)
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
 TTFT, TPOT = "x-slo-ttft-ms", "x-slo-tpot-ms"
 PREDICT, TEACH = "/predict/bulk/strict", "/add_training_data_bulk"
@@ -50,6 +53,7 @@ def goes_to(found: Picker, wanted: set[str], headers: dict[str, str] | None = No
     return True
 
 
+@pytest.mark.differs(go=LATER)
 class TestTargets:
     """1000 ms to the first token and 100 ms per token are predicted for a full cache."""
 
@@ -117,6 +121,7 @@ class TestTargets:
             route(found, fresh(), {TTFT: "100"})
 
 
+@pytest.mark.differs(go=LATER)
 class TestPredictor:
     def test_what_it_is_asked(self, around: World, pool: Pool, predictor: Sidecar) -> None:
         """One row per engine, with what the engine says of itself."""
@@ -195,7 +200,9 @@ class TestOlderScorer:
 
     def config(self, parameters: str) -> str:
         given = f"{{selectionMode: max, epsilonExploreNeg: 0, epsilonExploreSticky: 0, {parameters}}}"
-        return HEAD + f"plugins:\n- {{type: predicted-latency-scorer, parameters: {given}}}\n"
+        plugins = f"plugins:\n- {{type: predicted-latency-scorer, parameters: {given}}}\n"
+        profile = "schedulingProfiles:\n- {name: default, plugins: [{pluginRef: predicted-latency-scorer}]}\n"
+        return OLDER + plugins + profile
 
     @pytest.mark.parametrize(
         ("parameters", "number"),
@@ -218,3 +225,35 @@ class TestOlderScorer:
         with predicting(around, pool, predictor, self.config("streamingMode: true")) as found:
             pool.show({"kv": 0.8}, {"kv": 0.5}, {"kv": 0.9})
             assert goes_to(found, {pool.hostports[1]}, {TTFT: "1", TPOT: "1"})
+
+    def test_late_in_one_of_them(self, around: World, pool: Pool, predictor: Sidecar) -> None:
+        """Who is late per token only is late: those in time in both go first."""
+        with predicting(around, pool, predictor, self.config("streamingMode: true")) as found:
+            pool.show({"kv": 0.6}, {"kv": 0.4}, {"kv": 0.7})
+            assert goes_to(found, {pool.hostports[1]}, {TTFT: "5000", TPOT: "50"})
+
+    def test_not_streamed(self, around: World, pool: Pool, predictor: Sidecar) -> None:
+        """Without streamingMode nothing is said of tokens: only the first one has a target."""
+        config = self.config("streamingMode: false, headroomSelectionStrategy: least")
+        with predicting(around, pool, predictor, config) as found:
+            pool.show({"kv": 0.1}, {"kv": 0.5}, {"kv": 0.9})
+            assert goes_to(found, {pool.hostports[1]}, {TTFT: "700", TPOT: "1"})
+
+    def test_idle_ones_first(self, around: World, pool: Pool, predictor: Sidecar) -> None:
+        """Of late ones those that have nothing to do, however late."""
+        with predicting(around, pool, predictor, self.config("streamingMode: true")) as found:
+            pool.show({"kv": 0.5}, {"kv": 0.7}, {"kv": 0.9})
+            late = {TTFT: "1", TPOT: "1"}
+            assert goes_to(found, {pool.hostports[0]}, late)
+            with talk(found) as busy:
+                busy.ask(fresh(), {**late, "x-request-id": "busy"}, hint=[pool.hostports[0]])
+                assert goes_to(found, {pool.hostports[1]}, late)
+
+    def test_nobody_predicts(self, around: World, pool: Pool, predictor: Sidecar) -> None:
+        """The composite of cache, queue and prefix decides."""
+        predictor.stop()
+        with predicting(
+            around, pool, predictor, self.config("compositeKVWeight: 0, compositePrefixWeight: 0")
+        ) as found:
+            pool.show({"kv": 0.1, "waiting": 9}, {"kv": 0.9, "waiting": 2}, {"kv": 0.5, "waiting": 5})
+            assert goes_to(found, {pool.hostports[1]})

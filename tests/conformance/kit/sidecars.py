@@ -19,7 +19,7 @@ Answer = Callable[[Any], Any]
 
 @dataclass
 class Sidecar:
-    """A server for JSON by POST."""
+    """A server for JSON."""
 
     address: str
     port: int
@@ -53,7 +53,7 @@ class Sidecar:
     async def _start(self) -> None:
         self._stopping = asyncio.Event()
         app = web.Application(client_max_size=2**30)
-        app.router.add_post("/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await runner.setup()
         await web.TCPSite(runner, self.address, self.port).start()
@@ -66,7 +66,7 @@ class Sidecar:
             self._runner = None
 
     async def _answer(self, request: web.Request) -> web.Response:
-        body = json.loads(await request.read())
+        body = json.loads(await request.read() or b"{}")
         self.asked.append((request.path, body))
         if self.pause:
             with contextlib.suppress(TimeoutError):
@@ -103,6 +103,8 @@ def linear(body: Any) -> Any:
 
 
 PREDICTOR: dict[str, Answer] = {
+    "/status": lambda body: {"is_ready": True, "model_type": "xgboost", "quantile": 0.9},
+    "/model/download/info": lambda body: {"model_type": "xgboost", "model_status": {"ttft": True}, "quantile": 0.9},
     "/predict/bulk/strict": linear,
     "/add_training_data_bulk": lambda body: {"message": "accepted"},
 }
