@@ -56,6 +56,10 @@ CONTAINER = ".spec.template.spec.containers[0]"
 POOLS: Json = {"inference_pool_pools": [POOL]}
 MODEL: Json = {"name": "m", "model": "org/m"}
 MODELS: Json = {"kserve_runtimes_models": [MODEL]}
+WAITING: Json = {
+    "type": "Pods",
+    "pods": {"metric": {"name": "waiting"}, "target": {"type": "AverageValue", "averageValue": "5"}},
+}
 KSERVE: Json = {**MODEL, "workload": "inference_service"}
 READER = "inference-gateway-sa-metrics-reader-secret"
 WATCHED: Json = {**EPP, "epp_monitoring": True}
@@ -524,7 +528,7 @@ SERVER_CASES = [
         "kserve_runtimes_models[].max_replicas",
         {
             "kserve_runtimes_models": [{**MODEL, "replicas": 2, "max_replicas": 6}],
-            "kserve_runtimes_scale_metrics": [{"type": "Pods", "pods": {"metric": {"name": "waiting"}}}],
+            "kserve_runtimes_scale_metrics": [WAITING],
         },
         at("HorizontalPodAutoscaler", "m", ".spec.minReplicas", 2),
         at("HorizontalPodAutoscaler", "m", ".spec.maxReplicas", 6),

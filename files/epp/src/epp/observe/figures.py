@@ -191,11 +191,10 @@ class Figures:
                 view(_CANONICAL + "per_endpoint_queue_size", text, "name", "model_server_endpoint"),
             ),
         )
-        place = ("endpoint_name", "namespace")
-        text = "Requests to an endpoint whose answers have not ended."
-        self.inflight_requests = Figure(place, (view(_CANONICAL + "inflight_requests", text, *place),))
-        text = "Estimated tokens that those requests still cost it."
-        self.inflight_tokens = Figure(place, (view(_CANONICAL + "inflight_tokens", text, *place),))
+        where = ("endpoint_name", "namespace", "producer_name", "fairness_id", "priority")
+        text = "Requests that this process has sent to an endpoint, and whose answers have not ended."
+        self.inflight_requests = _canonical("inflight_requests", text, *where)
+        self.inflight_tokens = _canonical("inflight_tokens", "Estimated tokens that those requests still cost.", *where)
         text = "Readings of endpoints' metrics that failed."
         name = _CANONICAL + "datalayer_poll_errors_total"
         self.poll_errors = Figure(("source_type",), (view(name, text, "source_type"),), counter=True)
@@ -266,6 +265,10 @@ class Figures:
         name = "program_aware_attained_service_tokens"
         text = "Service that a program has attained, in weighted tokens, older ones counting less."
         self.program_service = _canonical(name, text, "program_id")
+        owner, text = ("plugin_type", "plugin_name"), "Part of the requests that a revision of a rollout gets."
+        self.revision_share = _canonical("disaggregatedset_revision_gating_share", text, *owner, "mode", "revision")
+        name, text = "disaggregatedset_strict_header_no_match_total", "Requests whose header named a label of nobody."
+        self.strict_missed = _canonical(name, text, *owner, "selector", counter=True)
 
     def all(self) -> list[Figure]:
         """Every figure, for collection."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 
-from epp.model import Endpoint, Usage
+from epp.model import NO_FLOW, Endpoint, FlowShare, Usage
 from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 from epp.observe.series import Buckets, Value
@@ -39,6 +39,8 @@ class PoolView:
     """Readings that are overdue by more seconds are left out."""
     problem: Callable[[], str] = str
     """Why the endpoints may be out of date; empty when they are not."""
+    producer: str = "inflight-load-producer"
+    """Whose counts of requests in flight these are: the name of the plugin that says how they are estimated."""
 
 
 class _Bound:
@@ -309,6 +311,16 @@ class Recorder:
         self.figures.program_wait.forget(program_id=program)
         self.figures.program_service.forget(program_id=program)
 
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+        self.figures.revision_share.forget(plugin_type=plugin_type, plugin_name=name)
+        for revision, share in shares.items():
+            self.figures.revision_share.value(plugin_type, name, mode, revision).set(share)
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
+        self.figures.strict_missed.value(plugin_type, name, selector).add()
+
     def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
         """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""
         if extraction:
@@ -361,8 +373,7 @@ class Recorder:
         now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
-            figures.inflight_requests.value(endpoint.name, endpoint.namespace).set(endpoint.inflight)
-            figures.inflight_tokens.value(endpoint.name, endpoint.namespace).set(endpoint.inflight_tokens)
+            self._measure_load(view, endpoint)
             metrics = endpoint.metrics
             if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
@@ -377,6 +388,21 @@ class Recorder:
             figures.pool[f"std_dev_{name}"].value(view.name).set(statistics.pstdev(values) if values else 0.0)
         figures.pool["ready_endpoints"].value(view.name).set(len(endpoints))
         figures.source_up.value(view.name).set(0.0 if view.problem() else 1.0)
+
+    def _measure_load(self, view: PoolView, endpoint: Endpoint) -> None:
+        """What each flow has in flight; an endpoint without any has one series, which says so.
+
+        Names of flows are those that requests were counted by; those beyond the bound are one.
+        """
+        # The list is made in one step: the event loop may be at work in another thread.
+        for (fairness_id, priority), share in list(endpoint.flows.items()) or [(NO_FLOW, FlowShare())]:
+            flow, rank = "", ""
+            if share.requests:
+                flow = fairness_id if fairness_id in self._flows else OTHER
+                rank = str(priority) if str(priority) in self._priorities else OTHER
+            where = (endpoint.name, endpoint.namespace, view.producer, flow, rank)
+            self.figures.inflight_requests.value(*where).add(share.requests)
+            self.figures.inflight_tokens.value(*where).add(share.tokens)
 
 
 class PoolRecorder:
@@ -395,6 +421,8 @@ class PoolRecorder:
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
         self.program_gone = recorder.program_gone
+        self.revision_shares = recorder.revision_shares
+        self.strict_header_missed = recorder.strict_header_missed
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries in a prefix index of this pool now."""

@@ -170,6 +170,12 @@ class SchedulingRecorder(Protocol):
     def program_gone(self, program: str) -> None:
         """A program has been forgotten."""
 
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
+
 
 class Context(Protocol):
     """What a plugin may use of the process it lives in; given to its constructor."""
