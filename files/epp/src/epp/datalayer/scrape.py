@@ -22,10 +22,10 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from epp.datalayer.exposition import PageReader
+from epp.datalayer.exposition import SCAN_SECONDS, PageReader
 from epp.datalayer.http import ClientTls, GetClient, HttpError, NoPage, Refused
 from epp.datalayer.mapping import Mapper, NoMetrics, Place
 from epp.datalayer.store import Datastore
@@ -216,6 +216,10 @@ class _Reader:
         self._places = scraper.options.places(endpoint)
         self._client = self._connect()
         self._pages = PageReader()
+        self._page: tuple[bytes, Mapping[str, str]] = (b"", {})
+        """The last page that was looked into, and the labels by which its engine was known."""
+        self._look_again_at = 0.0
+        """A page that says the same is looked into all the same from then on: not every look is at the whole page."""
         self._interval = scraper.options.interval
         self._active_at = time.monotonic()
         self._pause: asyncio.Future[None] | None = None
@@ -270,8 +274,12 @@ class _Reader:
         endpoint, asked_at = self._endpoint, time.monotonic()
         try:
             page = await self._client.get(self._options.timeout)
-            self._pages.turn(page, asked_at)
-            metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics, self._pages)
+            if asked_at < self._look_again_at and (page, endpoint.labels) == self._page:
+                metrics = endpoint.metrics.copy()
+            else:
+                self._pages.turn(page, asked_at)
+                metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics, self._pages)
+                self._page, self._look_again_at = (page, endpoint.labels), asked_at + SCAN_SECONDS
         except (HttpError, NoMetrics) as error:
             self._failed(error)
             return
@@ -297,6 +305,8 @@ class _Reader:
 
     def _check_custom(self, metrics: EndpointMetrics) -> None:
         engine = self._options.mapper.engine(self._endpoint.labels)
+        if not engine.custom:
+            return
         lacking = {each.key for each in engine.custom if not each.optional and each.key not in metrics.custom}
         if lacking:
             names = ", ".join(sorted(lacking))
