@@ -76,7 +76,7 @@ class GetClient(asyncio.Protocol):
         self._parser = _Parser()
 
     async def get(self, seconds: float) -> bytes:
-        """The body of a 200 answer, within ``seconds``; within twice as many where a kept connection is closed meanwhile.
+        """The body of a 200 answer, within ``seconds``, or twice as many if a kept connection ends meanwhile.
 
         Raises HttpError.
         """

@@ -47,6 +47,9 @@ busy ones at least every FRESH, idle ones at least every LONGEST seconds."""
 
 LONGEST = 5.0
 
+JUST_NOW = 0.01
+"""Seconds for which an endpoint that was sent a request need not be woken again."""
+
 REFUSED_INTERVAL = 0.25
 """Seconds between two readings of an endpoint where nobody listens: it gets no request until somebody does."""
 
@@ -166,6 +169,10 @@ class Scraper:
 
     def _wake(self, endpoint: Endpoint) -> None:
         now = time.monotonic()
+        reader_here = self._readers.get(endpoint)
+        if reader_here is not None and now - reader_here.active_at < JUST_NOW:
+            self.pace.active_at = now
+            return
         was_idle = self.pace.idle(now)
         self.pace.active_at = now
         if was_idle:
@@ -173,7 +180,6 @@ class Scraper:
             spread = min(FRESH, len(self._readers) / READS_BUSY)
             for reader in self._readers.values():
                 reader.hasten(random.uniform(0.0, spread))
-        reader_here = self._readers.get(endpoint)
         if reader_here is not None:
             reader_here.wake(now)
 
@@ -221,7 +227,8 @@ class _Reader:
         self._look_again_at = 0.0
         """A page that says the same is looked into all the same from then on: not every look is at the whole page."""
         self._interval = scraper.options.interval
-        self._active_at = time.monotonic()
+        self.active_at = time.monotonic()
+        """When a request went there for the last time, or somewhat before."""
         self._pause: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -236,7 +243,7 @@ class _Reader:
 
     def wake(self, now: float) -> None:
         """There is traffic: read at the full rate from now on."""
-        self._active_at = now
+        self.active_at = now
         interval = self._scraper.pace.hot(self._endpoint)
         if self._interval > interval:
             self._interval = interval
@@ -289,7 +296,7 @@ class _Reader:
             self._slow_down(f"{type(error).__name__}: {error}", False)
             return
         now, pace = time.monotonic(), self._scraper.pace
-        if metrics.waiting or metrics.running or endpoint.inflight or now - self._active_at < QUIET_AFTER:
+        if metrics.waiting or metrics.running or endpoint.inflight or now - self.active_at < QUIET_AFTER:
             self._interval = pace.hot(endpoint)
         else:
             pace.cool(endpoint)

@@ -141,7 +141,11 @@ def _read(data: bytes) -> Incoming | None:
         return None
     size, at = data[1], 2
     if size >= 0x80:
-        size, at = _varint(data, 1)
+        high = data[2]
+        if high < 0x80:  # most lengths have two digits
+            size, at = size + (high << 7) - 0x80, 3
+        else:
+            size, at = _varint(data, 1)
     stop, end = at + size, len(data)
     rest = b""
     if stop != end:
@@ -156,7 +160,11 @@ def _read(data: bytes) -> Incoming | None:
             size = data[at + 1]
             at += 2
             if size >= 0x80:
-                size, at = _varint(data, at - 1)
+                high = data[at]
+                if high < 0x80:
+                    size, at = size + (high << 7) - 0x80, at + 1
+                else:
+                    size, at = _varint(data, at - 1)
             body = data[at : at + size]
             at += size
         if at == stop:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from epp.transport.h2 import frames as f
 from epp.transport.h2.framing import NO_TABLE, PREFIX_SIZE, Code, Deframer, read_prefix, refused
 from epp.transport.h2.guard import Guard
-from epp.transport.h2.headers import Head, HeadDecoder, Malformed
+from epp.transport.h2.headers import Head, HeadDecoder, Malformed, is_grpc
 from epp.transport.h2.stream import Stream
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ class Connection:
             self._ours[stream.number] = None
             if len(self._ours) > REMEMBERED:
                 self._ours.popitem(last=False)
-        self._finish_if_done()
+        if not self.streams:
+            self._finish_if_done()
 
     def _finish_if_done(self) -> None:
         if self.leaving and not self.streams:
@@ -397,7 +398,7 @@ class Connection:
             self._refuse(number, f.REFUSED_STREAM)
             return
         method = self._methods.get(head.path)
-        if method is None or head.method != "POST" or not _is_grpc(head.content_type):
+        if method is None or not head.grpc:
             self._refuse_call(number, flags, head)
             return
         deframer = Deframer(self.options.max_receive, head.encoding)
@@ -420,7 +421,7 @@ class Connection:
             return
         if head.method != "POST":
             block = refused(405, Code.INTERNAL, f"the method is {head.method}, and gRPC is POST")
-        elif not _is_grpc(head.content_type):
+        elif not is_grpc(head.content_type):
             block = refused(415, Code.INTERNAL, f"the content-type {head.content_type!r} is not application/grpc")
         else:
             block = refused(200, Code.UNIMPLEMENTED, f"unknown method {head.path}")
@@ -521,11 +522,6 @@ class Connection:
         else:
             stream.window += increment
             stream.resume()
-
-
-def _is_grpc(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/grpc" or kind.startswith("application/grpc+")
 
 
 _Handler = Callable[[Connection, int, int, bytes], None]
