@@ -17,7 +17,7 @@ LINK := .cache/collections/ansible_collections/inferops/cluster
 
 .PHONY: docs help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
 .PHONY: coverage conformance conformance-ours
-.PHONY: platform chaos
+.PHONY: platform models chaos
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,7 +59,11 @@ integration: env ## apply_set and the EPP's discovery against a real API server 
 	pytest -q tests/integration files/epp/tests -m cluster
 
 platform: env ## The whole platform there: drift, each role verified and removed alone
-	@python -m target run pytest -q tests/integration/stack -m platform --ignore tests/integration/stack/test_chaos.py $(ARGS)
+	@python -m target run pytest -q tests/integration/stack -m platform \
+		--ignore tests/integration/stack/test_chaos.py --ignore tests/integration/stack/test_models.py $(ARGS)
+
+models: env ## There, too: a model deployed, given a share of another's requests, and removed; an adapter (4 minutes)
+	@python -m target run pytest -q tests/integration/stack/test_models.py -m platform $(ARGS)
 
 chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHAOS_SEED repeats them)
 	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/stack/test_chaos.py -m platform $(ARGS)

@@ -2,8 +2,8 @@
 """All tests in order, cheapest first: what ``make test`` and CI run.
 
 The gates wait for programs most of their time, so they run beside the steps that need no cluster in use; their output
-comes when they are done. It stops at the first step that fails, takes the cluster that it made away in any case, and ends
-with one line a step.
+comes when they are done. It stops at the first step that fails, takes the cluster that it made away in any case, and
+ends with one line a step.
 """
 
 from __future__ import annotations

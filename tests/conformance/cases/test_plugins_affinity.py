@@ -181,6 +181,40 @@ class TestLabels:
         assert goes_to(found, set(labelled.hostports), headers={"x-gpu": "none of them"})
 
 
+class TestRollout:
+    """disaggregatedset-rollout-screener, with zones for revisions: b has both roles, a lacks one."""
+
+    CONFIG = """\
+plugins:
+- type: disaggregatedset-rollout-screener
+  parameters:
+    scope: {labelSelector: "zone in (a, b)"}
+    headerSelectors: [{name: zone, headerName: x-zone, labelKey: zone, mode: strict}]
+    revisionGating:
+      mode: max-role
+      requireRoles: {values: [prefill, encode]}
+      revisionLabelKey: zone
+      roleLabelKey: llm-d.ai/role
+- type: random-picker
+schedulingProfiles: [{name: default, plugins: [{pluginRef: random-picker}]}]
+"""
+
+    def test_one_revision(self, by_label: Pickers, labelled: Pool) -> None:
+        """Requests go to revisions that have all roles; one that lacks a role is refused, and so is an unknown one."""
+        found = by_label(self.CONFIG)
+        assert destinations(found, 40) == {labelled.hostports[1], labelled.hostports[2]}
+        assert route(found, headers={"x-zone": "b"}).destination in labelled.hostports[1:3]
+        for zone in ("a", "z"):
+            assert refuse(found, headers={"x-zone": zone}).status == 503
+
+    def test_the_answer_names_it(self, by_label: Pickers, labelled: Pool) -> None:
+        """Whoever asks the other role can ask for the same revision."""
+        with talk(by_label(self.CONFIG)) as one:
+            one.ask()
+            one.stream.send(wire.response_headers(200, wire.JSON))
+            assert wire.headers_of(one.stream.receive())["x-zone"] == "b"
+
+
 class TestContextLength:
     @pytest.mark.parametrize(("size", "best"), [(100, 0), (4000, 1), (40_000, 2)])
     def test_the_narrowest_range_that_fits(self, by_label: Pickers, labelled: Pool, size: int, best: int) -> None:

@@ -165,11 +165,14 @@ class TestTokenLoad:
         assert goes_to(found, {pool.hostports[1]}, lambda: body)
 
     def test_it_is_on_the_metrics_page(self, configured: Pickers, pool: Pool) -> None:
-        """What an engine has in flight is a metric: requests and tokens."""
+        """What an engine has in flight is a metric: requests and tokens, by flow."""
         found = configured(self.CONFIG)
-        with in_flight(found, long_prompt(), hint=[pool.hostports[0]]):
+        names = {"endpoint_name", "namespace", "producer_name", "fairness_id", "priority"}
+        team = {"x-gateway-inference-fairness-id": "team"}
+        with in_flight(found, long_prompt(), headers=team, hint=[pool.hostports[0]]):
             page = eventually(found.metrics, lambda page: page.value("llm_d_epp_inflight_requests") == 1)
-            assert 9_000 < page.value("llm_d_epp_inflight_tokens") < 12_000
+            assert 9_000 < page.value("llm_d_epp_inflight_tokens", fairness_id="team", priority="0") < 12_000
+            assert page.labels("llm_d_epp_inflight_requests") == {frozenset(names)}
         eventually(lambda: found.metrics().value("llm_d_epp_inflight_tokens") == 0)
 
     FILM = json.dumps(
@@ -392,7 +395,8 @@ class TestComposite:
         assert goes_to(found, {pool.hostports[0]})
 
     def test_v13s_name(self, configured: Pickers, pool: Pool) -> None:
-        """predicted-latency-scorer does the same."""
-        found = configured(one("predicted-latency-scorer", "{compositeKVWeight: 0, compositePrefixWeight: 0}"))
+        """predicted-latency-scorer does the same, where it draws no lots."""
+        parameters = "{compositeKVWeight: 0, compositePrefixWeight: 0, selectionMode: max}"
+        found = configured(one("predicted-latency-scorer", parameters))
         pool.show({"waiting": 100, "kv": 0.0}, {"waiting": 0, "kv": 0.5}, {"waiting": 100, "kv": 0.4})
         assert goes_to(found, {pool.hostports[1]})

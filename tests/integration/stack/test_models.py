@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One model at a time, on the running platform: deployed, given a part of another one's requests, removed; an adapter."""
+"""One model at a time on the running platform: deployed, given a share of another's requests, removed; an adapter."""
 
 from __future__ import annotations
 

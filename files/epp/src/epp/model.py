@@ -57,6 +57,19 @@ class EndpointMetrics:
         )
 
 
+Flow = tuple[str, int]
+"""Fairness ID and priority."""
+NO_FLOW: Flow = ("", 0)
+
+
+@dataclass(slots=True)
+class FlowShare:
+    """What one flow has in flight at one endpoint, through this process."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Endpoint:
     """One place that answers requests: a (pod, port) pair. Compared by identity; ``hostport`` names it on the wire."""
@@ -78,6 +91,8 @@ class Endpoint:
     """Those of ``inflight`` that this process sent itself."""
     own_tokens: int = 0
     """Their part of ``inflight_tokens``."""
+    flows: dict[Flow, FlowShare] = field(default_factory=dict)
+    """The same by flow; a flow that has nothing in flight here is absent."""
     unseen: int = 0
     """Requests sent there since the last reading of its metrics: the engine could not have counted them yet."""
     unseen_tokens: int = 0

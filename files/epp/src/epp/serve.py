@@ -40,6 +40,7 @@ from epp.observe import (
     Recorder,
 )
 from epp.plugins.file_discovery import FileDiscoveryParameters
+from epp.plugins.inflight_load_producer import InflightLoadProducer
 from epp.process import Running, Servers, StartError, Worker, run_until_stopped, signals
 from epp.queueing import flow_controller
 from epp.requests import BodyReader, Guarded, Parsers
@@ -252,6 +253,12 @@ def kubernetes(settings: Settings, cfg: EndpointPickerConfig, recorder: Recorder
     return client
 
 
+def load_producer(cfg: EndpointPickerConfig) -> str:
+    """Under whose name the requests in flight are shown: they are counted whether or not a plugin asks for it."""
+    kind = InflightLoadProducer.TYPE
+    return next((spec.name for spec in cfg.plugins if spec.type == kind), kind)
+
+
 def pool_names(settings: Settings, cfg: EndpointPickerConfig) -> Sequence[str]:
     """The names of the pools; where there is none, one that stands for it."""
     file = _file(settings, cfg)
@@ -269,7 +276,8 @@ def supplies(
     for name in pool_names(settings, cfg):
         datastore = Datastore(name)
         source = _source(settings, file, client, datastore)
-        recorder.watch_pool(PoolView(name, datastore.endpoints, settings.metrics_staleness_threshold, source.problem))
+        stale = settings.metrics_staleness_threshold
+        recorder.watch_pool(PoolView(name, datastore.endpoints, stale, source.problem, load_producer(cfg)))
         scraper = Scraper(datastore, scraping, recorder.scrape_failed)
         found[name] = Supply(datastore, source, scraper, ModelsReader(datastore, asking) if asking else None)
     return found

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from epp.datalayer import Datastore, load
 from epp.datalayer.store import MAX_UNSEEN
-from epp.model import Charge, Endpoint, EndpointMetrics
+from epp.model import Charge, Endpoint, EndpointMetrics, FlowShare
 
 
 def endpoint(name: str = "a", address: str = "10.0.0.1", **labels: str) -> Endpoint:
@@ -140,6 +140,21 @@ def test_helpers_are_done_when_the_answer_begins_and_prompts_when_it_is_a_stream
     assert load_of(first, second) == [(0, 0), (0, 0)]
 
 
+def test_flows_are_counted_apart() -> None:
+    store, first, second = two()
+    one = store.hold([Charge(first, 100), Charge(second, 7)], ("a", 1))
+    other = store.hold([Charge(first, 5)], ("b", 0))
+    assert first.flows == {("a", 1): FlowShare(1, 100), ("b", 0): FlowShare(1, 5)}
+    one.begun(streaming=True)
+    assert first.flows[("a", 1)] == FlowShare(1, 0)
+    assert second.flows == {}, "one without anything in flight is forgotten"
+    one.moved(second.hostport)
+    other.release()
+    assert (first.flows, second.flows) == ({}, {("a", 1): FlowShare(1, 0)})
+    one.release()
+    assert second.flows == {}
+
+
 def test_a_hold_follows_the_request() -> None:
     store, first, second = two()
     hold = store.hold([Charge(first, 100, 20)])
@@ -169,7 +184,7 @@ def test_counts_return_to_zero_after_any_interleaving(events: list[tuple[str, in
         if what == "hold":
             charges = [Charge(everything[which % len(everything)], tokens, tokens // 3)]
             charges += [Charge(everything[(which + 1) % len(everything)], tokens)] * (which % 3)
-            holds.append(store.hold(charges))
+            holds.append(store.hold(charges, (f"flow-{which % 3}", which % 2)))
         elif what == "gone":
             store.replace([endpoint(str(number), f"10.0.0.{number}") for number in range(4) if number != which % 4])
             everything += [each for each in store.endpoints() if each not in everything]
@@ -182,6 +197,10 @@ def test_counts_return_to_zero_after_any_interleaving(events: list[tuple[str, in
             else:
                 hold.release()
         assert all(each.inflight >= 0 and each.inflight_tokens >= 0 for each in everything)
+        for each in everything:
+            assert sum(share.requests for share in each.flows.values()) == each.own
+            assert sum(share.tokens for share in each.flows.values()) == each.own_tokens
     for hold in holds:
         hold.release()
     assert load_of(*everything) == [(0, 0)] * len(everything)
+    assert not any(each.flows for each in everything)

@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from epp.model import Endpoint, EndpointMetrics, Usage
+from epp.datalayer import Datastore
+from epp.model import Charge, Endpoint, EndpointMetrics, Usage
 from epp.observe import LogOptions, ObserveOptions, ObserveServer, PoolView, Recorder, setup_logging
 from epp.observe import recorder as recorder_module
 from epp.observe.log import ConsoleFormatter
@@ -95,6 +96,37 @@ def test_a_bound_belongs_to_its_bucket() -> None:
     for number in (0.5, 1.0, 1.5, 2.0, 2.5):
         histogram.observe(number)
     assert histogram.counts == [2, 2, 1]
+
+
+def test_flows_in_flight_are_bounded_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_VALUES", 3)
+    recorder, store = Recorder(), Datastore()
+    store.replace([Endpoint(name, "ns", name, "10.0.0.1", port) for name, port in (("a", 8000), ("b", 8001))])
+    first = store.endpoints()[0]
+    recorder.watch_pool(PoolView("pool", store.endpoints, producer="mine"))
+    holds = []
+    for number in range(6):
+        recorder.request("m", "m", 1, number % 2, f"flow-{number}")
+        holds.append(store.hold([Charge(first, 10)], (f"flow-{number}", number % 2)))
+
+    def shown(name: str, pod: str) -> dict[tuple[str, str], float]:
+        found = {}
+        for (sample, labels), number in samples(recorder).items():
+            told = dict(labels)
+            if sample == f"llm_d_epp_{name}" and told["endpoint_name"] == pod:
+                assert (told["namespace"], told["producer_name"]) == ("ns", "mine")
+                found[told["fairness_id"], told["priority"]] = number
+        return found
+
+    flows = {("flow-0", "0"): 1, ("flow-1", "1"): 1, ("flow-2", "0"): 1, (OTHER, "1"): 2, (OTHER, "0"): 1}
+    assert shown("inflight_requests", "a") == flows
+    assert shown("inflight_tokens", "a") == {flow: 10 * count for flow, count in flows.items()}
+    assert shown("inflight_requests", "b") == {("", ""): 0}, "each endpoint is there"
+    store.elsewhere(first, 4, 400)
+    assert sum(shown("inflight_requests", "a").values()) == 6, "peers show theirs themselves"
+    for hold in holds:
+        hold.release()
+    assert shown("inflight_requests", "a") == shown("inflight_tokens", "a") == {("", ""): 0}
 
 
 def test_names_from_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

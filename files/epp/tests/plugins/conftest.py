@@ -59,7 +59,9 @@ class Rig:
         """As the director does it; the request stays in flight."""
         self.scheduler.request_headers(request)
         decision = self.scheduler.schedule(request, self.datastore.endpoints())
-        self.datastore.hold(decision.charges)
+        flow = (request.fairness_id, request.priority)
+        self.recorder.request(request.model, request.model, 0, request.priority, request.fairness_id)
+        self.datastore.hold(decision.charges, flow)
         self.scheduler.pre_request(request, decision)
         return decision
 

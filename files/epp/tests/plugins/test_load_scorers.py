@@ -95,12 +95,14 @@ def test_answers_are_in_flight_when_they_are_asked_for(kit: Any) -> None:
 
 def test_what_is_in_flight_is_on_the_metrics_page(kit: Any) -> None:
     rig = kit.rig("plugins:\n- type: token-load-scorer\n", kit.endpoints(2))
-    chosen = rig.send(kit.ask(b"x" * 400)).endpoints[0]
+    chosen = rig.send(kit.ask(b"x" * 400, fairness_id="team", priority=3)).endpoints[0]
     page = rig.recorder.render().decode()
     for pod in rig.endpoints:
-        labels = f'{{endpoint_name="{pod.name}",namespace="ns"}}'
-        assert f"llm_d_epp_inflight_requests{labels} {float(pod is chosen)}\n" in page
-        assert f"llm_d_epp_inflight_tokens{labels} {100.0 * (pod is chosen)}\n" in page
+        here = pod is chosen
+        where = f'endpoint_name="{pod.name}",fairness_id="{"team" * here}",namespace="ns",priority="{"3" * here}"'
+        labels = f'{{{where},producer_name="inflight-load-producer"}}'
+        assert f"llm_d_epp_inflight_requests{labels} {float(here)}\n" in page
+        assert f"llm_d_epp_inflight_tokens{labels} {100.0 * here}\n" in page
 
 
 class TestNoHitLru:

@@ -110,6 +110,13 @@ class Renderer:
         return web.json_response(answer if "chat" in request.path else [answer], status=self.status)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests measure nothing, and the machine may be busy."""
+    for name in ("epp.plugins.token_producer.ASK_SECONDS", "epp.scheduling.scheduler.PREPARE_SECONDS"):
+        monkeypatch.setattr(name, 20.0)
+
+
 @pytest.fixture
 async def renderer() -> AsyncIterator[Renderer]:
     made = Renderer()
@@ -232,7 +239,10 @@ class TestTokenProducer:
             ("{endpointDiscovery: {attemptTimeout: 10ms}}", True, 0.01),
         ],
     )
-    def test_how_long_it_may_take(self, kit: Any, text: str, chat: bool, seconds: float) -> None:
+    def test_how_long_it_may_take(
+        self, kit: Any, monkeypatch: pytest.MonkeyPatch, text: str, chat: bool, seconds: float
+    ) -> None:
+        monkeypatch.setattr("epp.plugins.token_producer.ASK_SECONDS", 0.35)
         assert kit.parameters("token-producer", f"{{vllm: {text}}}").vllm.seconds(chat) == seconds
 
     def test_one_place_to_ask(self, kit: Any) -> None:

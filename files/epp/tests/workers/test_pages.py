@@ -7,14 +7,17 @@ import os
 
 import pytest
 
-from epp.model import Endpoint
+from epp.model import Endpoint, FlowShare
 from epp.observe import PoolView, Recorder
 from epp.workers.pages import Page, States, states
 
 
 def pool(recorder: Recorder, inflight: int) -> None:
     """What a process knows of the one endpoint."""
-    endpoint = Endpoint("e", "ns", "p", "10.0.0.1", 8000, inflight=inflight)
+    endpoint = Endpoint("e", "ns", "p", "10.0.0.1", 8000)
+    if inflight:
+        recorder.request("in flight", "m", 0, 1, "flow").failed("Over")
+        endpoint.flows["flow", 1] = FlowShare(inflight, 100)
     recorder.watch_pool(PoolView("pool", lambda: [endpoint]))
 
 
@@ -61,7 +64,9 @@ def test_sums_and_single_voices() -> None:
     assert (page[REQUESTS], page[RUNNING], page[COUNT], page[BUCKET]) == (3, 3, 4, 3)
     assert page["inference_extension_scheduler_e2e_duration_seconds_sum"] == pytest.approx(3 * 0.0008 + 0.5)
     assert page['inference_pool_ready_pods{name="pool"}'] == 1
-    assert page['llm_d_epp_inflight_requests{endpoint_name="e",namespace="ns"}'] == 5
+    labels = 'endpoint_name="e",fairness_id="flow",namespace="ns",priority="1",producer_name="inflight-load-producer"'
+    assert page[f"llm_d_epp_inflight_requests{{{labels}}}"] == 10, "each shows what it has sent"
+    assert page[f"llm_d_epp_inflight_tokens{{{labels}}}"] == 200
     assert page["inference_extension_prefix_indexer_size"] == 30
     assert (page["llm_d_epp_statesync_peers"], page["llm_d_epp_leader"]) == (2, 0)
 

@@ -12,7 +12,6 @@ _ONE_CLUSTER = "an EPP serves the pools of one cluster"
 UNAVAILABLE = {
     "dcgm-data-source": _NO_GPU_FIGURES,
     "dcgm-extractor": _NO_GPU_FIGURES,
-    "disaggregatedset-rollout-screener": "revisions of a DisaggregatedSet are not told apart",
     "multicluster-kv-cache-utilization-scorer": _ONE_CLUSTER,
     "multicluster-prefix-cache-scorer": _ONE_CLUSTER,
     "multicluster-queue-scorer": _ONE_CLUSTER,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from epp.model import Charge, Endpoint
+from epp.model import Charge, Endpoint, Flow
 
 if TYPE_CHECKING:
     from epp.datalayer.store import Datastore
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Hold:
     """Made by :meth:`Datastore.hold`; given back with :meth:`release`."""
 
-    __slots__ = ("_held", "_store")
+    __slots__ = ("_flow", "_held", "_store")
 
-    def __init__(self, store: Datastore, charges: Sequence[Charge]) -> None:
-        self._store = store
+    def __init__(self, store: Datastore, charges: Sequence[Charge], flow: Flow) -> None:
+        self._store, self._flow = store, flow
         self._held: list[tuple[Endpoint, int, int]] = []
         for charge in charges:
-            store.acquire(charge.endpoint, charge.prompt_tokens + charge.output_tokens)
+            store.acquire(charge.endpoint, charge.prompt_tokens + charge.output_tokens, flow)
             self._held.append((charge.endpoint, charge.prompt_tokens, charge.output_tokens))
 
     @property
@@ -38,7 +38,7 @@ class Hold:
             self._release(*self._held.pop())
         if streaming and self._held:
             endpoint, prompt, output = self._held[0]
-            self._store.computed(endpoint, prompt)
+            self._store.computed(endpoint, prompt, self._flow)
             self._held[0] = (endpoint, 0, output)
 
     def moved(self, hostport: str) -> None:
@@ -49,7 +49,7 @@ class Hold:
         if found is not None:
             old, prompt, output = self._held[0]
             self._release(old, prompt, output)
-            self._store.acquire(found, prompt + output)
+            self._store.acquire(found, prompt + output, self._flow)
             self._held[0] = (found, prompt, output)
 
     def release(self) -> None:
@@ -58,4 +58,4 @@ class Hold:
             self._release(*self._held.pop())
 
     def _release(self, endpoint: Endpoint, prompt: int, output: int) -> None:
-        self._store.release(endpoint, prompt + output)
+        self._store.release(endpoint, prompt + output, self._flow)

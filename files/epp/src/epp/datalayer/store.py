@@ -13,7 +13,7 @@ from typing import Protocol
 
 from epp.datalayer.hold import Hold
 from epp.datalayer.journal import Journal
-from epp.model import Charge, Endpoint, EndpointMetrics
+from epp.model import NO_FLOW, Charge, Endpoint, EndpointMetrics, Flow, FlowShare
 
 SEEN_AFTER = 0.02
 """Seconds that a request may need from the decision until the engine counts it (gateway, network, tokenizer)."""
@@ -104,13 +104,18 @@ class Datastore:
         for done in self._replaced:
             done()
 
-    def hold(self, charges: Sequence[Charge]) -> Hold:
-        """A request goes to the endpoints of ``charges``, the first of which answers: count it there until the hold
-        is released. Call it once, in the same turn of the event loop as the decision."""
-        return Hold(self, charges)
+    def hold(self, charges: Sequence[Charge], flow: Flow = NO_FLOW) -> Hold:
+        """A request of this flow goes to the endpoints of ``charges``, the first of which answers: count it there until
+        the hold is released. Call it once, in the same turn of the event loop as the decision."""
+        return Hold(self, charges, flow)
 
-    def acquire(self, endpoint: Endpoint, tokens: int = 0) -> None:
+    def acquire(self, endpoint: Endpoint, tokens: int = 0, flow: Flow = NO_FLOW) -> None:
         """Count a request, and the tokens that it costs; for holds."""
+        share = endpoint.flows.get(flow)
+        if share is None:
+            share = endpoint.flows[flow] = FlowShare()
+        share.requests += 1
+        share.tokens += tokens
         endpoint.inflight += 1
         endpoint.inflight_tokens += tokens
         endpoint.own += 1
@@ -120,10 +125,16 @@ class Datastore:
         for callback in self._busy:
             callback(endpoint)
 
-    def release(self, endpoint: Endpoint, tokens: int = 0) -> None:
-        """The opposite, once per :meth:`acquire` and with its tokens, also for endpoints long gone; for holds."""
-        if endpoint.own <= 0:
+    def release(self, endpoint: Endpoint, tokens: int = 0, flow: Flow = NO_FLOW) -> None:
+        """The opposite, once per :meth:`acquire` and with its tokens and flow, also for endpoints long gone; for
+        holds."""
+        share = endpoint.flows.get(flow)
+        if share is None:
             raise RuntimeError(f"endpoint {endpoint.name} was released more often than acquired")
+        share.requests -= 1
+        share.tokens -= tokens
+        if not share.requests:
+            del endpoint.flows[flow]
         endpoint.inflight -= 1
         endpoint.inflight_tokens -= tokens
         endpoint.own -= 1
@@ -136,8 +147,9 @@ class Datastore:
             endpoint.unseen_tokens -= sent.popleft()[1]
             endpoint.unseen = len(sent)
 
-    def computed(self, endpoint: Endpoint, tokens: int) -> None:
+    def computed(self, endpoint: Endpoint, tokens: int, flow: Flow = NO_FLOW) -> None:
         """So many tokens of a request that is still in flight cost nothing any more; for holds."""
+        endpoint.flows[flow].tokens -= tokens
         endpoint.inflight_tokens -= tokens
         endpoint.own_tokens -= tokens
         if self.journal.active:

@@ -20,7 +20,7 @@ from typing import Protocol
 from epp.extproc import messages as m
 from epp.extproc.machine import NeedDecision, Route
 from epp.extproc.tracing import Tracing
-from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, Flow, InferenceRequest, Rejection, Usage
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ class Endpoints(Protocol):
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Those that may serve now."""
 
-    def hold(self, charges: Sequence[Charge]) -> Hold:
-        """A request goes to these endpoints."""
+    def hold(self, charges: Sequence[Charge], flow: Flow) -> Hold:
+        """A request of this flow goes to these endpoints."""
 
 
 class Rewrite(Protocol):
@@ -458,7 +458,7 @@ class Director:
         decision = self._scheduler.schedule(request, self.candidates(need.subset))
         if not decision.cached and m.PREFER in need.headers and m.prefers(need.headers, IF_AVAILABLE):
             raise Rejection(412, "PreconditionFailed", "no endpoint holds the beginning of the prompt in its cache")
-        hold = self._pool.hold(decision.charges)
+        hold = self._pool.hold(decision.charges, (request.fairness_id, request.priority))
         try:
             self._scheduler.pre_request(request, decision)
         except BaseException:

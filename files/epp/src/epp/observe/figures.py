@@ -80,11 +80,30 @@ class Figures:
         text = "Seconds between two pieces of a streamed answer."
         name = _CANONICAL + "request_streaming_itl_seconds"
         self.itl = Figure(_BY, (view(name, text, *_BY),), TPOT)
+        self._predictions()
         self._scheduler()
         self._pool()
         self._streams()
         self._flow_control()
         self._programs()
+
+    def _predictions(self) -> None:
+        """Of latencies; only where a predictor is asked."""
+        names = {"ttft": "the time to the first token", "tpot": "the time per token"}
+        self.predicted = {
+            kind: _request_alike(
+                f"request_predicted_{kind}_seconds", f"Seconds that were predicted for {name}.", bounds
+            )
+            for (kind, name), bounds in zip(names.items(), (DURATION, TPOT), strict=True)
+        }
+        self.prediction_took = {
+            kind: _request_alike(f"request_{kind}_prediction_duration_seconds", f"Seconds to predict {name}.", SHORT)
+            for kind, name in names.items()
+        }
+        text = "The latest of several latencies of a model, in seconds."
+        self.request_metric = _request_alike("inference_request_metric", text, more=("type",))
+        text = "Answers that came later than their clients wanted."
+        self.slo_violations = _request_alike("request_slo_violation_total", text, more=("type",), counter=True)
 
     def _scheduler(self) -> None:
         self.scheduling = _extension("scheduler_e2e_duration_seconds", "Seconds per scheduling decision.", SHORT)
@@ -172,11 +191,10 @@ class Figures:
                 view(_CANONICAL + "per_endpoint_queue_size", text, "name", "model_server_endpoint"),
             ),
         )
-        place = ("endpoint_name", "namespace")
-        text = "Requests to an endpoint whose answers have not ended."
-        self.inflight_requests = Figure(place, (view(_CANONICAL + "inflight_requests", text, *place),))
-        text = "Estimated tokens that those requests still cost it."
-        self.inflight_tokens = Figure(place, (view(_CANONICAL + "inflight_tokens", text, *place),))
+        where = ("endpoint_name", "namespace", "producer_name", "fairness_id", "priority")
+        text = "Requests that this process has sent to an endpoint, and whose answers have not ended."
+        self.inflight_requests = _canonical("inflight_requests", text, *where)
+        self.inflight_tokens = _canonical("inflight_tokens", "Estimated tokens that those requests still cost.", *where)
         text = "Readings of endpoints' metrics that failed."
         name = _CANONICAL + "datalayer_poll_errors_total"
         self.poll_errors = Figure(("source_type",), (view(name, text, "source_type"),), counter=True)
@@ -247,12 +265,29 @@ class Figures:
         name = "program_aware_attained_service_tokens"
         text = "Service that a program has attained, in weighted tokens, older ones counting less."
         self.program_service = _canonical(name, text, "program_id")
+        owner, text = ("plugin_type", "plugin_name"), "Part of the requests that a revision of a rollout gets."
+        self.revision_share = _canonical("disaggregatedset_revision_gating_share", text, *owner, "mode", "revision")
+        name, text = "disaggregatedset_strict_header_no_match_total", "Requests whose header named a label of nobody."
+        self.strict_missed = _canonical(name, text, *owner, "selector", counter=True)
 
     def all(self) -> list[Figure]:
         """Every figure, for collection."""
         own = [each for each in vars(self).values() if isinstance(each, Figure)]
-        groups = (self.processing, self.pool, self.flow_use, self.flow_global_use)
+        groups = (
+            *(self.processing, self.pool, self.flow_use, self.flow_global_use),
+            *(self.predicted, self.prediction_took),
+        )
         return own + [each for group in groups for each in group.values()]
+
+
+def _request_alike(
+    name: str, text: str, bounds: tuple[float, ...] = (), more: tuple[str, ...] = (), counter: bool = False
+) -> Figure:
+    """A figure whose two names have the same labels."""
+    labels = (*_OLD, *more)
+    return Figure(
+        labels, (view(_LEGACY + name, text, *labels), view(_CANONICAL + name, text, *labels)), bounds, counter
+    )
 
 
 def _extension(

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 
-from epp.model import Endpoint, Usage
+from epp.model import NO_FLOW, Endpoint, FlowShare, Usage
 from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 from epp.observe.series import Buckets, Value
@@ -39,6 +39,8 @@ class PoolView:
     """Readings that are overdue by more seconds are left out."""
     problem: Callable[[], str] = str
     """Why the endpoints may be out of date; empty when they are not."""
+    producer: str = "inflight-load-producer"
+    """Whose counts of requests in flight these are: the name of the plugin that says how they are estimated."""
 
 
 class _Bound:
@@ -275,6 +277,23 @@ class Recorder:
         """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
         self.figures.prefix_source.value(name, PRECISE, source).add()
 
+    def predicted_in(self, model: str, target_model: str, seconds: float) -> None:
+        """A latency predictor has answered, in this time."""
+        labels = (_bounded(model, self._models), _bounded(target_model, self._models))
+        for kind in ("ttft", "tpot"):
+            self.figures.prediction_took[kind].histogram(*labels).observe(seconds)
+            self.figures.request_metric.value(*labels, f"{kind}_prediction_duration").set(seconds)
+
+    def latency(self, model: str, target_model: str, kind: str, actual: float, predicted: float, late: bool) -> None:
+        """A latency in seconds as it was and as it was predicted, and whether the client wanted it shorter."""
+        labels = (_bounded(model, self._models), _bounded(target_model, self._models))
+        self.figures.request_metric.value(*labels, kind).set(actual)
+        if predicted > 0:
+            self.figures.predicted[kind].histogram(*labels).observe(predicted)
+            self.figures.request_metric.value(*labels, f"predicted_{kind}").set(predicted)
+        if late:
+            self.figures.slo_violations.value(*labels, kind).add()
+
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
         model = _bounded(model or "unknown", self._models)
@@ -295,6 +314,16 @@ class Recorder:
         """A program has been forgotten."""
         self.figures.program_wait.forget(program_id=program)
         self.figures.program_service.forget(program_id=program)
+
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+        self.figures.revision_share.forget(plugin_type=plugin_type, plugin_name=name)
+        for revision, share in shares.items():
+            self.figures.revision_share.value(plugin_type, name, mode, revision).set(share)
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
+        self.figures.strict_missed.value(plugin_type, name, selector).add()
 
     def scrape_failed(self, endpoint: Endpoint, reason: str, extraction: bool = False) -> None:
         """One reading of an endpoint's metrics failed; ``extraction``: there was a page, with nothing useful on it."""
@@ -348,8 +377,7 @@ class Recorder:
         now, figures = time.monotonic(), self.figures
         fresh = []
         for endpoint in endpoints:
-            figures.inflight_requests.value(endpoint.name, endpoint.namespace).set(endpoint.inflight)
-            figures.inflight_tokens.value(endpoint.name, endpoint.namespace).set(endpoint.inflight_tokens)
+            self._measure_load(view, endpoint)
             metrics = endpoint.metrics
             if metrics.updated_at and now - metrics.updated_at <= view.staleness + metrics.interval:
                 fresh.append(metrics)
@@ -365,6 +393,21 @@ class Recorder:
         figures.pool["ready_endpoints"].value(view.name).set(len(endpoints))
         figures.source_up.value(view.name).set(0.0 if view.problem() else 1.0)
 
+    def _measure_load(self, view: PoolView, endpoint: Endpoint) -> None:
+        """What each flow has in flight; an endpoint without any has one series, which says so.
+
+        Names of flows are those that requests were counted by; those beyond the bound are one.
+        """
+        # The list is made in one step: the event loop may be at work in another thread.
+        for (fairness_id, priority), share in list(endpoint.flows.items()) or [(NO_FLOW, FlowShare())]:
+            flow, rank = "", ""
+            if share.requests:
+                flow = fairness_id if fairness_id in self._flows else OTHER
+                rank = str(priority) if str(priority) in self._priorities else OTHER
+            where = (endpoint.name, endpoint.namespace, view.producer, flow, rank)
+            self.figures.inflight_requests.value(*where).add(share.requests)
+            self.figures.inflight_tokens.value(*where).add(share.tokens)
+
 
 class PoolRecorder:
     """What the scheduler of one pool reports to."""
@@ -376,10 +419,14 @@ class PoolRecorder:
         self.prefix_match = recorder.prefix_match
         self.kv_lookup = recorder.kv_lookup
         self.prefix_source = recorder.prefix_source
+        self.predicted_in = recorder.predicted_in
+        self.latency = recorder.latency
         self.disaggregated = recorder.disaggregated
         self.program_waited = recorder.program_waited
         self.program_served = recorder.program_served
         self.program_gone = recorder.program_gone
+        self.revision_shares = recorder.revision_shares
+        self.strict_header_missed = recorder.strict_header_missed
 
     def prefix_index_size(self, name: str, entries: int) -> None:
         """Entries in a prefix index of this pool now."""

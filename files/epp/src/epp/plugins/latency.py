@@ -2,7 +2,8 @@
 """How plugins find predicted latencies, and how far they are from what a request wants.
 
 Headroom is target minus prediction in milliseconds; a request without a target has target 0, so that its headroom is
-negative everywhere, and least negative where it will be served soonest.
+negative everywhere, and least negative where it will be served soonest. Where nothing is predicted of the time per
+token, its headroom is 0.
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ import math
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.slo import TPOT, TTFT, target
 from epp.scheduling.api import LATENCY_PREDICTION, LatencyPrediction
+
+PRODUCER = "predicted-latency-producer"
+
+
+def needs_predictions(producer: str) -> tuple[str, ...]:
+    """Who has to be there so that :func:`prediction_of` finds something."""
+    return () if producer else (PRODUCER,)
 
 
 def prediction_of(request: InferenceRequest, producer: str = "") -> LatencyPrediction | None:
@@ -27,9 +35,12 @@ def headrooms(
     request: InferenceRequest, prediction: LatencyPrediction, endpoints: list[Endpoint]
 ) -> list[tuple[float, float] | None]:
     """Headroom of TTFT and TPOT on each endpoint; None for one without a prediction."""
-    ttft, tpot = _wanted(request, TTFT), _wanted(request, TPOT)
+    ttft, tpot, targets = _wanted(request, TTFT), _wanted(request, TPOT), prediction.tpot_targets
     return [
-        (ttft - prediction.ttft[endpoint], tpot - prediction.tpot.get(endpoint, 0.0))
+        (
+            ttft - prediction.ttft[endpoint],
+            targets.get(endpoint, tpot) - prediction.tpot[endpoint] if endpoint in prediction.tpot else 0.0,
+        )
         if endpoint in prediction.ttft
         else None
         for endpoint in endpoints

@@ -5,13 +5,14 @@ Parameters:
     ttftWeight (0.8), tpotWeight (0.2): how much the two latencies count.
     headroomSelectionStrategy (least): of endpoints in time, those closest to the target, or with the most room.
     compositeKVWeight, compositeQueueWeight, compositePrefixWeight (1 each): for requests without predictions.
-    latencyPredictionInfoProducerName (any), prefixMatchInfoProducerName (the first approx-prefix-cache-producer).
+    latencyPredictionInfoProducerName (a predicted-latency-producer), prefixMatchInfoProducerName (the first
+    approx-prefix-cache-producer).
 Formula: with predictions only the first of these groups that is not empty scores, the others get 0: in time; idle; late
 in TPOT only; late in TTFT only; late in both. In the group, |headroom| of each latency is scaled to 0..1, c is their
 weighted mean (a latency that is the same everywhere does not count), and the score is (int((1 - c) * 100) + 1) / 100;
 with strategy most, in time, (int(c * 100) + 1) / 100.
 Without: round(100 * weighted mean of (1 - kv usage), (max q - q) / max q, matched part of the prompt) / 100.
-Source: llm-d-router scorer of the same type; GAIE v1.3's predicted-latency-scorer in what it does without predictions.
+Source: llm-d-router scorer of the same type.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 
 from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
-from epp.plugins.latency import headrooms, prediction_of
+from epp.plugins.latency import headrooms, needs_predictions, prediction_of
 from epp.plugins.prefixes import match_of, needs_producer, producer_key, shares
 from epp.scheduling.api import Context, LatencyPrediction, Producer, Scorer, param
 
@@ -56,8 +57,9 @@ class LatencyScorer(Scorer):
 
     @classmethod
     def needs(cls, parameters: Any) -> tuple[str, ...]:
-        """A producer."""
-        return needs_producer(parameters.prefix_match_info_producer_name)
+        """Producers."""
+        prefixes = needs_producer(parameters.prefix_match_info_producer_name)
+        return (*prefixes, *needs_predictions(parameters.latency_prediction_info_producer_name))
 
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""

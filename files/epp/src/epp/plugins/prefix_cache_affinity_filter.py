@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from epp.model import Endpoint, InferenceRequest
-from epp.plugins.latency import prediction_of
+from epp.plugins.latency import needs_predictions, prediction_of
 from epp.plugins.prefixes import match_of, needs_producer, producer_key, shares
 from epp.scheduling.api import Context, Filter, Producer, param
 
@@ -60,8 +60,10 @@ class PrefixCacheAffinityFilter(Filter):
 
     @classmethod
     def needs(cls, parameters: PrefixCacheAffinityFilterParameters) -> tuple[str, ...]:
-        """A producer."""
-        return needs_producer(parameters.prefix_match_info_producer_name)
+        """Producers."""
+        predicting = parameters.ttft_source == "latencyPredictor"
+        predictions = needs_predictions(parameters.latency_prediction_info_producer_name) if predicting else ()
+        return (*needs_producer(parameters.prefix_match_info_producer_name), *predictions)
 
     def filter(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
         """See the module."""

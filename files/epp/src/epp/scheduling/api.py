@@ -101,7 +101,9 @@ class LatencyPrediction:
     ttft: Mapping[Endpoint, float] = field(default_factory=dict)
     """Until the first token."""
     tpot: Mapping[Endpoint, float] = field(default_factory=dict)
-    """Per token after it."""
+    """Per token after it; absent where there are none, or nobody can tell."""
+    tpot_targets: Mapping[Endpoint, float] = field(default_factory=dict)
+    """What the time per token must not exceed there, where that is not what the request's headers say."""
 
 
 class Endpoints(Protocol):
@@ -149,6 +151,13 @@ class SchedulingRecorder(Protocol):
     def prefix_source(self, name: str, source: str) -> None:
         """By what a prompt's prefix was looked up: ``events`` of engines, or an ``estimate``."""
 
+    def predicted_in(self, model: str, target_model: str, seconds: float) -> None:
+        """A latency predictor has answered, in this time."""
+
+    def latency(self, model: str, target_model: str, kind: str, actual: float, predicted: float, late: bool) -> None:
+        """A latency (``ttft`` or ``tpot``) as it was and as it was predicted (0.0: not at all), and whether it was more
+        than the client wanted."""
+
     def disaggregated(self, plugin_type: str, name: str, model: str, decision: str) -> None:
         """Which stages of a request were given to endpoints of their own (``prefill-decode``, say)."""
 
@@ -160,6 +169,12 @@ class SchedulingRecorder(Protocol):
 
     def program_gone(self, program: str) -> None:
         """A program has been forgotten."""
+
+    def revision_shares(self, plugin_type: str, name: str, mode: str, shares: Mapping[str, float]) -> None:
+        """Which part of the requests each revision gets, 0 to 1; revisions that are not there are gone."""
+
+    def strict_header_missed(self, plugin_type: str, name: str, selector: str) -> None:
+        """A request's header named a label that no endpoint has."""
 
 
 class Context(Protocol):

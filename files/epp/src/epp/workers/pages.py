@@ -78,7 +78,7 @@ def merge(into: Figures, parent: States, workers: Iterable[States]) -> None:
     """
     own = (into.queue, into.source_up, into.leader, into.info, into.poll_errors, into.extract_errors)
     mine = {id(each) for each in (*own, into.workers, into.worker_restarts, *into.pool.values())}
-    shared = (into.inflight_requests, into.inflight_tokens, into.prefix_size, into.peers)
+    shared = (into.prefix_size, into.peers, into.revision_share)
     heard = (into.kv_admissions, into.kv_evictions, into.kv_skipped)  # every worker listens to the engines itself
     largest = {id(each) for each in (*shared, *heard)}
     for figure, state in zip(into.all(), parent, strict=True):

@@ -52,7 +52,7 @@ from epp.workers.place import Place
 log = logging.getLogger("epp.workers")
 
 STATUS_SECONDS = 0.25
-STREAMS = 32
+STREAMS = 16
 """Streams that a gateway is asked to have on one connection before it opens another one, which another worker gets."""
 _PR_SET_PDEATHSIG = 1
 
@@ -77,7 +77,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig, place: Place) ->
     watchdog = Watchdog()
     stores = {name: Datastore(name) for name in serve.pool_names(settings, cfg)}
     for name, store in stores.items():
-        recorder.watch_pool(PoolView(name, store.endpoints))
+        recorder.watch_pool(PoolView(name, store.endpoints, producer=serve.load_producer(cfg)))
     objectives = Objectives(None, settings.pool_namespace) if settings.pool_name else None
     serves = serve.serving(settings, cfg, stores, objectives, recorder, watchdog)
     channel = await Channel.open(socket.socket(fileno=place.control), to_worker)
