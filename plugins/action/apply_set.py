@@ -19,6 +19,7 @@ from ansible_collections.inferops.cluster.plugins.module_utils.load import SUFFI
 from ansible_collections.inferops.cluster.plugins.modules import apply_set, cluster_wait
 from ansible_collections.inferops.cluster.plugins.plugin_utils import progress
 from ansible_collections.inferops.cluster.plugins.plugin_utils.direct import Program
+from ansible_collections.inferops.cluster.plugins.plugin_utils.foreseen import Foreseen
 
 Json = Dict[str, Any]
 APPLIER = Program("inferops.cluster.apply_set", apply_set.argument_spec(), apply_set.RULES, apply_set.perform)
@@ -41,6 +42,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if given:
                 sources = given if isinstance(given, list) else [part.strip() for part in str(given).split(",")]
                 args[option] = [part for source in sources for part in prepare(source, task_vars or {})]
+        if self._task.check_mode:
+            host = str((task_vars or {}).get("inventory_hostname", ""))
+            foreseen = Foreseen(host, {name: value for name, value in args.items() if name in AUTH})
+            given = args.get("foreseen") or []
+            if isinstance(given, list):  # if not, the module says it better
+                args["foreseen"] = [*foreseen.kinds(), *given]
+            result.update(APPLIER.execute(self, args, task_vars))
+            foreseen.add(result.get("foreseen") or [])
+            return _told(result) if result.get("failed") else result
         timeout = progress.seconds(args)
         if self._task.async_val or timeout is None:
             result.update(APPLIER.execute(self, args, task_vars))

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
 from ansible_collections.inferops.cluster.plugins.module_utils.collateral import refuse_collateral
 from ansible_collections.inferops.cluster.plugins.module_utils.conflicts import conflicts, repairable
 from ansible_collections.inferops.cluster.plugins.module_utils.deadline import Deadline
-from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource, group_of
 from ansible_collections.inferops.cluster.plugins.module_utils.drift import in_sync, same_content, same_ownership
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError
 from ansible_collections.inferops.cluster.plugins.module_utils.explain import explain, secrets_hidden
@@ -29,6 +29,7 @@ from ansible_collections.inferops.cluster.plugins.module_utils.members import (
     crd_groups,
     defined_by,
     read_live,
+    read_other_versions,
 )
 from ansible_collections.inferops.cluster.plugins.module_utils.membership import Membership, carry_over
 from ansible_collections.inferops.cluster.plugins.module_utils.order import CRDS, NAMESPACES, phases, rank
@@ -59,6 +60,7 @@ class Applier:
     deadline: Deadline
     membership: Optional[Membership] = None
     strays: List[Member] = field(default_factory=list)  # objects of the set that it no longer names
+    foreseen: Set[Tuple[str, str]] = field(default_factory=set)  # (group, kind) that earlier tasks would have changed
 
     def run(self) -> None:
         """Decide, and unless in check mode write. Members tell what happened; ClusterError when the set is refused."""
@@ -89,19 +91,24 @@ class Applier:
     def _read(self) -> None:
         """What is there; with a membership, also what should no longer be."""
         if self.membership is None:
-            read_live(self.client, self.members)
+            self._read_live(self.members)
             carry_over(self.members, self.manager)
             return
         shared = [member for member in self.members if member.shared]
         self.membership.read()
         self.strays = self.membership.survey(self.members)
-        read_live(self.client, [member for member in self.members if member.live is None])
+        self._read_live([member for member in self.members if member.live is None])
         if not self.force:
             self.membership.refuse_others(self.members)
         leaving = [self.membership.live, *(member.live for member in self.strays)]
         refuse_collateral(self.client, self.discovery, self.strays, leaving)
         self.membership.join(self.members)
         carry_over(shared, self.manager)
+
+    def _read_live(self, members: List[Member]) -> None:
+        read_live(self.client, members)
+        if self.check_mode:  # else their definition is written first, and they are read in their own version
+            read_other_versions(self.client, self.discovery, members)
 
     def _let_leave(self) -> None:
         """An earlier deletion of members may not have ended. They are made anew once they are gone."""
@@ -197,6 +204,8 @@ class Applier:
         crd = defined_by(member, crd_groups(self.members))
         if crd is not None and not crd.written and crd.action != "unchanged":
             return True
+        if (group_of(member.wanted["apiVersion"]), member.wanted["kind"]) in self.foreseen:
+            return True
         if error.status not in (400, 403, 404, 422) or "not found" not in error.message:
             return False
         missing = {other.wanted["metadata"]["name"] for other in self.members if other.live is None and other != member}
@@ -206,7 +215,10 @@ class Applier:
         """The action of a member that could not be judged: it is not there, or what defines it is about to change."""
         member.action = "created" if member.live is None else "updated"
         if self.check_mode:
-            member.note = "not checked by the server: its namespace, its kind or an object it names does not exist yet"
+            member.note = (
+                "not checked by the server: its namespace, its kind or an object it names does not exist yet, or the "
+                "definition of its kind is about to change"
+            )
 
     def _open_kinds(self, pending: Iterable[Member]) -> None:
         """Wait until the kinds that the set's own CRDs define are served, and learn them anew."""

@@ -31,8 +31,9 @@ class Member:
     """One object of the set.
 
     ``resource`` is None when the server does not know the kind; ``served`` is False as long as the kind is only
-    promised by a CRD of the same set. ``after`` is the object as it is, or would be, once the set is applied.
-    ``shared`` objects are applied with the set, but do not belong to it: others need them, too.
+    promised by a CRD of the same set, or in check mode of an earlier one. ``after`` is the object as it is, or would
+    be, once the set is applied. ``shared`` objects are applied with the set, but do not belong to it: others need them,
+    too.
     """
 
     wanted: Json
@@ -86,14 +87,20 @@ class Member:
 
 
 def resolve(
-    discovery: Discovery, items: Iterable[Json], default_namespace: Optional[str], unknown_allowed: bool
+    discovery: Discovery,
+    items: Iterable[Json],
+    default_namespace: Optional[str],
+    unknown_allowed: bool,
+    foreseen: Iterable[Resource] = (),
 ) -> List[Member]:
     """Members with their resource and namespace. Raises InputError naming every unknown kind and missing namespace.
 
     ``unknown_allowed``: take custom kinds that the server does not know as they are (check mode, and removal).
+    ``foreseen``: kinds that will be served, or will have changed, by the time that the set is applied for real.
     """
     wanted = list(items)
-    promised = promised_by_crds(wanted)
+    promised = {(resource.api_version, resource.kind): resource for resource in foreseen}
+    promised.update(promised_by_crds(wanted))
     discovery.load({item["apiVersion"] for item in wanted})
     members, problems = [], []
     for item in wanted:
@@ -151,6 +158,16 @@ def read_live(client: Client, members: Iterable[Member]) -> None:
         single.extend(part)
     for member, live in zip(single, client.map(lambda member: client.find(member.path), single), strict=True):
         member.live = live
+
+
+def read_other_versions(client: Client, discovery: Discovery, members: Iterable[Member]) -> None:
+    """Fill ``live`` of members whose version is only promised, where the server has their kind in another version."""
+    for member in members:
+        if member.served or member.resource is None:
+            continue
+        other = discovery.preferred(group_of(member.resource.api_version), member.resource.kind)
+        if other is not None:
+            member.live = client.find(other.path(member.namespace, member.wanted["metadata"]["name"]))
 
 
 def _worth_listing(resource: Resource, members: List[Member]) -> bool:

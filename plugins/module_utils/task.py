@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Dict, List, Optional
 
 from ansible_collections.inferops.cluster.plugins.module_utils import diff, load, members, patch
@@ -12,7 +13,12 @@ from ansible_collections.inferops.cluster.plugins.module_utils.apply import Appl
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
 from ansible_collections.inferops.cluster.plugins.module_utils.collateral import refuse_collateral
 from ansible_collections.inferops.cluster.plugins.module_utils.deadline import Deadline
-from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import (
+    Discovery,
+    Resource,
+    group_of,
+    promised_by_crds,
+)
 from ansible_collections.inferops.cluster.plugins.module_utils.membership import Membership
 from ansible_collections.inferops.cluster.plugins.module_utils.removal import Remover
 from ansible_collections.inferops.cluster.plugins.module_utils.sharing import Sharing
@@ -28,6 +34,7 @@ class Task:
         self.members: List[members.Member] = []
         self.strays: List[members.Member] = []
         self.membership: Optional[Membership] = None
+        self.foreseen = [Resource(**kind) for kind in params["foreseen"] if check_mode]
 
     def run(self, client: Client) -> None:
         """Apply or remove the set. Raises ClusterError; ``members`` then still say what has been done."""
@@ -46,7 +53,9 @@ class Task:
         if present:
             items = patch.patch_all(items, self.params["patches"])
             rules.refuse_unused(items)
-        self.members = members.resolve(discovery, items, self.params["namespace"], self.check or not present)
+        self.members = members.resolve(
+            discovery, items, self.params["namespace"], self.check or not present, self.foreseen
+        )
         patch.refuse_empty(self.params["shared"], "shared")
         for member in self.members:
             member.shared = any(patch.matches(member.wanted, selector) for selector in self.params["shared"])
@@ -63,6 +72,7 @@ class Task:
         applier = Applier(
             client, discovery, self.members, manager, force, repair, self.check, remover.deadline, self.membership
         )
+        applier.foreseen = {(group_of(kind.api_version), kind.kind) for kind in self.foreseen}
         try:
             applier.run()
         finally:
@@ -118,6 +128,10 @@ class Task:
             "objects": [member.result() for member in self.touched],
             "invocation": {"module_args": self._shown_params()},
         }
+        changed = [member.wanted for member in self.members if member.action in ("created", "updated")]
+        kinds = promised_by_crds(changed) if self.check else {}
+        if kinds:
+            found["foreseen"] = [asdict(kind) for kind in kinds.values()]
         if with_diff:
             found["diff"] = [self._diff(member) for member in self.touched if member.changed]
         return found

@@ -213,6 +213,32 @@ options:
       - Name under which the server remembers which fields these manifests own.
     type: str
     default: inferops.cluster
+  foreseen:
+    description:
+      - For check mode only. Kinds that the server will have, or whose definition will have changed, by the time that
+        the set is applied for real. What the server then says against objects of these kinds does not count.
+      - What earlier tasks of this module would have brought or changed in the same run, on the same host and with the
+        same options of authentication, is added by itself. So this is for definitions that come from elsewhere.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      api_version:
+        description: API version of the kind, with its group.
+        type: str
+        required: true
+      kind:
+        description: Name of the kind.
+        type: str
+        required: true
+      plural:
+        description: Its name in URLs.
+        type: str
+        required: true
+      namespaced:
+        description: Whether its objects are in namespaces.
+        type: bool
+        required: true
 extends_documentation_fragment:
   - inferops.cluster.attributes
   - inferops.cluster.attributes.action
@@ -231,7 +257,8 @@ attributes:
   check_mode:
     details: >-
       Full, by server-side dry run. Also works on an empty cluster: objects whose namespace or kind does not exist yet
-      count as changed.
+      count as changed. So do objects that the server refuses because an earlier task of the same run, in check mode
+      itself, has not changed the definition of their kind.
     support: full
   diff_mode:
     details: Full, without fields that the server writes, and with the values of Secrets masked.
@@ -366,6 +393,24 @@ objects:
       ready: true
       reason: ""
       taken_over: []
+foreseen:
+  description: Kinds that the CustomResourceDefinitions of the set would bring or change, in the form of O(foreseen).
+  returned: in check mode, when there are any
+  type: list
+  elements: dict
+  contains:
+    api_version:
+      description: API version of the kind, with its group.
+      type: str
+    kind:
+      description: Name of the kind.
+      type: str
+    plural:
+      description: Its name in URLs.
+      type: str
+    namespaced:
+      description: Whether its objects are in namespaces.
+      type: bool
 waited:
   description: What was waited for in vain.
   returned: when the wait failed
@@ -466,6 +511,17 @@ def argument_spec() -> Dict[str, Any]:
         },
         "wait_timeout": {"type": "int", "default": 300},
         "field_manager": {"type": "str", "default": "inferops.cluster"},
+        "foreseen": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "api_version": {"type": "str", "required": True},
+                "kind": {"type": "str", "required": True},
+                "plural": {"type": "str", "required": True},
+                "namespaced": {"type": "bool", "required": True},
+            },
+        },
     }
 
 

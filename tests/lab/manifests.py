@@ -22,6 +22,18 @@ from lab.state import FOLDERS
 
 _ENVOY_GATEWAY = "github.com/envoyproxy/gateway"
 _INFERENCE_EXTENSION = "sigs.k8s.io/gateway-api-inference-extension"
+_PROVIDERS = {  # CRD files of each module, below its folder
+    "github.com/kserve/kserve": (
+        "config/crd/full/serving.kserve.io_clusterservingruntimes.yaml",
+        "config/crd/full/serving.kserve.io_inferenceservices.yaml",
+    ),
+    "github.com/prometheus-operator/prometheus-operator": (
+        "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
+    ),
+    "istio.io/api": ("kubernetes/customresourcedefinitions.gen.yaml",),
+    # A version that still has the older InferencePool.
+    _INFERENCE_EXTENSION: ("config/crd/bases/inference.networking.x-k8s.io_inferencepools.yaml",),
+}
 _NAMESPACE = "envoy-gateway-system"
 
 
@@ -30,16 +42,34 @@ def ensure(progress: Progress) -> dict[str, object]:
     with progress.step("manifests"):
         gateway = module_folder("envoy-gateway", _ENVOY_GATEWAY)
         inference = module_folder("manifests", _INFERENCE_EXTENSION)
-    crds = sorted((inference / "config" / "crd" / "bases").glob("*.yaml"))
-    if not crds:
-        raise LabError(
-            f"There are no CRD files in {inference / 'config' / 'crd' / 'bases'}; does this version still have them?"
-        )
     return {
         "gateway_api": str(_existing(gateway / "charts/gateway-helm/charts/crds/crds/gatewayapi-crds.yaml")),
-        "inference_extension": [str(file) for file in crds],
+        "inference_extension": [str(file) for file in _inference_crds(inference)],
         "envoy_gateway": str(_render_envoy_gateway(gateway, progress)),
     }
+
+
+def definitions(progress: Progress) -> list[Path]:
+    """CRD files of all kinds that the roles write objects of, those included that belong to KServe, to Istio and to the
+    Prometheus Operator, which no role installs. Google's for GKE are in no module. Raises LabError.
+    """
+    with progress.step("manifests"):
+        gateway = module_folder("envoy-gateway", _ENVOY_GATEWAY)
+        inference = module_folder("manifests", _INFERENCE_EXTENSION)
+    found = [*sorted(gateway.glob("charts/gateway-helm/charts/crds/crds/**/*.yaml")), *_inference_crds(inference)]
+    for module, files in _PROVIDERS.items():
+        with progress.step(f"CRDs of {module}"):
+            folder = module_folder("providers", module)
+        found.extend(_existing(folder / file) for file in files)
+    return found
+
+
+def _inference_crds(module: Path) -> list[Path]:
+    folder = module / "config" / "crd" / "bases"
+    crds = sorted(folder.glob("*.yaml"))
+    if not crds:
+        raise LabError(f"There are no CRD files in {folder}; does this version still have them?")
+    return crds
 
 
 def module_folder(go_set: str, module: str) -> Path:

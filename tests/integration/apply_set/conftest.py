@@ -216,6 +216,15 @@ def playbook(tmp_path: Path, kubeconfig: str) -> Run:
 
 
 @pytest.fixture
+def elsewhere(tmp_path: Path) -> str:
+    """Another interpreter, as far as paths tell."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
 def things(made: Cluster, module: Run) -> Iterator[str]:
     """The API group of a kind Thing, with an object ``a``."""
     group = f"{secrets.token_hex(4)}.example.com"

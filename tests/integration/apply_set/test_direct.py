@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +13,6 @@ from .conftest import Cluster, Json, Run
 from .objects import actions, config_map
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> str:
-    """Another interpreter, as far as paths tell."""
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    program.chmod(0o755)
-    return str(program)
 
 
 def test_both_ways_give_the_same(made: Cluster, playbook: Run, elsewhere: str) -> None:

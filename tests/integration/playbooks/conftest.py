@@ -56,9 +56,11 @@ def namespace() -> str:
 
 @pytest.fixture
 def playbook(tmp_path: Path, kubeconfig: str, namespace: str) -> Playbook:
-    """Run a playbook, in check mode unless told otherwise, with the roles in a namespace of the test's own."""
+    """Run a playbook of the collection by its name, or any by its path; the roles are in a namespace of the test's own,
+    and it is check mode unless told otherwise.
+    """
 
-    def run(name: str, variables: Json, *options: str, check: bool = True) -> Run:
+    def run(name: str | Path, variables: Json, *options: str, check: bool = True) -> Run:
         roles = ("kserve_runtimes", "inference_pool", "epp", "litellm")
         given = {
             "ansible_connection": "local",
@@ -81,7 +83,7 @@ def playbook(tmp_path: Path, kubeconfig: str, namespace: str) -> Playbook:
             "ANSIBLE_CALLBACKS_ENABLED": "task_results",
             "TASK_RESULTS": str(answers),
         }
-        command.append(str(ROOT / "playbooks" / f"{name}.yml"))
+        command.append(str(name if isinstance(name, Path) else ROOT / "playbooks" / f"{name}.yml"))
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
         tasks = json.loads(answers.read_text()) if answers.exists() else []
         return Run(done.returncode, done.stdout + done.stderr, tasks)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -91,3 +92,22 @@ def test_a_mistyped_variable_is_named(playbook: Playbook) -> None:
     run = playbook("model_deploy", {**MODELS, "inferops_model_name": "one", "inferops_model_replica": 3})
     assert run.code != 0
     assert "did you mean inferops_model_replicas" in run.output
+
+
+@pytest.mark.parametrize("name", ["kserve_runtimes_models", "inference_pool_pools", "epp_pools", "litellm_models"])
+def test_a_list_that_the_models_make_is_refused_in_the_inventory(playbook: Playbook, name: str) -> None:
+    run = playbook("model_deploy", {**MODELS, "inferops_model_name": "one", name: [{"name": "three"}]})
+    assert run.code != 0
+    assert (
+        f"{name} of the inventory would be without effect, as this playbook makes it of inferops_models" in run.output
+    )
+    assert applied(run.ran()) == []
+
+
+def test_the_command_line_may_replace_such_a_list(playbook: Playbook) -> None:
+    given = {"epp_pools": [{"name": "one", "replicas": 2}]}
+    run = playbook("model_deploy", {**MODELS, "inferops_model_name": "one"}, "-e", json.dumps(given))
+    assert run.code == 0, run.output
+    created = run.objects("created")
+    assert {("PodDisruptionBudget", "one-epp"), ("InferencePool", "two")} <= created
+    assert ("Deployment", "two-epp") not in created

@@ -71,7 +71,7 @@ def test_every_playbook_has_a_contract_that_it_checks() -> None:
 
 def test_playbooks_know_each_others_variables() -> None:
     """An inventory is for all of them, and a name is mistyped only if none knows it."""
-    template = (ROOT / "playbooks" / "templates" / "unknown_variables.j2").read_text()
+    template = (ROOT / "playbooks" / "templates" / "variable_problems.j2").read_text()
     assert [name for name in PLAYBOOKS if f"'{name}'" not in template] == []
 
 

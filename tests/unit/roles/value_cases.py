@@ -56,6 +56,10 @@ CONTAINER = ".spec.template.spec.containers[0]"
 POOLS: Json = {"inference_pool_pools": [POOL]}
 MODEL: Json = {"name": "m", "model": "org/m"}
 MODELS: Json = {"kserve_runtimes_models": [MODEL]}
+WAITING: Json = {
+    "type": "Pods",
+    "pods": {"metric": {"name": "waiting"}, "target": {"type": "AverageValue", "averageValue": "5"}},
+}
 KSERVE: Json = {**MODEL, "workload": "inference_service"}
 READER = "inference-gateway-sa-metrics-reader-secret"
 WATCHED: Json = {**EPP, "epp_monitoring": True}
@@ -121,6 +125,7 @@ EPP_CASES = [
         there("Service", "m-epp-peers"),
         flagged("statesync-port", "9006"),
     ),
+    case("epp_workers", {**EPP, "epp_workers": 2}, flagged("workers", "2")),
     case(
         "epp_state_sync",
         {**EPP, "epp_replicas": 2, "epp_state_sync": False},
@@ -524,7 +529,7 @@ SERVER_CASES = [
         "kserve_runtimes_models[].max_replicas",
         {
             "kserve_runtimes_models": [{**MODEL, "replicas": 2, "max_replicas": 6}],
-            "kserve_runtimes_scale_metrics": [{"type": "Pods", "pods": {"metric": {"name": "waiting"}}}],
+            "kserve_runtimes_scale_metrics": [WAITING],
         },
         at("HorizontalPodAutoscaler", "m", ".spec.minReplicas", 2),
         at("HorizontalPodAutoscaler", "m", ".spec.maxReplicas", 6),
