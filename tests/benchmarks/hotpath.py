@@ -307,7 +307,7 @@ async def _reading(seconds: float) -> float:
         scraper = Scraper(datastore, ScrapeOptions(interval=0.001))
         count = 0
 
-        def seen() -> None:
+        def seen(*_: object) -> None:
             nonlocal count
             count += 1
 

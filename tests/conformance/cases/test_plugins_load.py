@@ -395,7 +395,8 @@ class TestComposite:
         assert goes_to(found, {pool.hostports[0]})
 
     def test_v13s_name(self, configured: Pickers, pool: Pool) -> None:
-        """predicted-latency-scorer does the same."""
-        found = configured(one("predicted-latency-scorer", "{compositeKVWeight: 0, compositePrefixWeight: 0}"))
+        """predicted-latency-scorer does the same, where it draws no lots."""
+        parameters = "{compositeKVWeight: 0, compositePrefixWeight: 0, selectionMode: max}"
+        found = configured(one("predicted-latency-scorer", parameters))
         pool.show({"waiting": 100, "kv": 0.0}, {"waiting": 0, "kv": 0.5}, {"waiting": 100, "kv": 0.4})
         assert goes_to(found, {pool.hostports[1]})

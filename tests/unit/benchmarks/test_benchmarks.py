@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, metrics, report
+from benchmarks import datapath, metrics, report, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, ratio
@@ -115,3 +116,45 @@ def test_no_figure_costs_more_than_a_counters_increment() -> None:
         "stream closed": 3,
     }
     assert metrics.verdict(costs) != 1, [f"{cost.name}: {cost.ratio}" for cost in costs]
+
+
+class TestWorkers:
+    @staticmethod
+    def readings(throughput: float, hits: float, free: float) -> list[workers.Reading]:
+        one = workers.Reading(1, [100.0] * 4, [100.0] * 4, [1e-3] * 4, [0.0] * 4, [1e-4] * 4, [1e-3] * 4, [0.9] * 4)
+        two = workers.Reading(2, [throughput] * 4, [180.0] * 4, [1e-3] * 4, [1e-5] * 4, [1e-4] * 4, [1e-3] * 4)
+        two.hits = [hits] * 4
+        one.free = two.free = [free] * 4
+        return [one, two]
+
+    @pytest.mark.parametrize(
+        ("throughput", "hits", "free", "verdicts"),
+        [
+            (170.0, 0.89, 2.5, ["met", "met", "met"]),
+            (160.0, 0.87, 2.5, ["missed", "met", "missed"]),
+            (170.0, 0.9, 1.9, ["too few free cores", "met", "met"]),
+        ],
+    )
+    def test_verdicts(self, throughput: float, hits: float, free: float, verdicts: list[str]) -> None:
+        assert [told for _, _, told in workers.judge(self.readings(throughput, hits, free))] == verdicts
+
+    def test_the_page_has_them(self, tmp_path: Path) -> None:
+        found = [asdict(each) for each in self.readings(170.0, 0.9, 2.5)]
+        (tmp_path / "workers.json").write_text(json.dumps(found))
+        report.write(tmp_path, page := tmp_path / "performance.md")
+        assert "| 2 | 170 | 180 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
+        assert "throughput, as measured, two ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
+
+    def test_what_is_missing_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        workers.show(self.readings(170.0, 0.9, 0.5))
+        assert "fewer than 2 cores were free" in capsys.readouterr().out
+
+    def test_conversations_grow_and_end(self) -> None:
+        source = workers.Conversations(1, 100, 1)
+        lengths = []
+        for turn in range(workers.TURNS + 1):
+            number, prompt = source.next()
+            lengths.append(len(prompt))
+            source.went(number, b"a" if turn % 2 else b"b")
+        assert lengths == [100 * (turn + 1) for turn in range(workers.TURNS)] + [100]
+        assert (source.possible, source.hits) == (workers.TURNS - 1, workers.TURNS - 2)

@@ -125,6 +125,7 @@ EPP_CASES = [
         there("Service", "m-epp-peers"),
         flagged("statesync-port", "9006"),
     ),
+    case("epp_workers", {**EPP, "epp_workers": 2}, flagged("workers", "2")),
     case(
         "epp_state_sync",
         {**EPP, "epp_replicas": 2, "epp_state_sync": False},

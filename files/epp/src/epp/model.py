@@ -38,6 +38,24 @@ class EndpointMetrics:
     interval: float = 0.0
     """Seconds until the reading after this one was due: what arrives later than that is late, not idle."""
 
+    def copy(self) -> EndpointMetrics:
+        """The same figures in a new object; ``dataclasses.replace`` takes ten times as long."""
+        return EndpointMetrics(
+            self.waiting,
+            self.running,
+            self.kv_cache_usage,
+            self.block_size,
+            self.num_blocks,
+            self.max_lora,
+            self.running_adapters,
+            self.waiting_adapters,
+            self.custom,
+            self.reports_waiting,
+            self.reports_running,
+            self.updated_at,
+            self.interval,
+        )
+
 
 Flow = tuple[str, int]
 """Fairness ID and priority."""

@@ -269,6 +269,22 @@ async def test_engines_that_connect_with_us(pod: str, rank: int | None, speaker:
         assert set(world.ears.by) == {(speaker, "m")}
 
 
+async def test_who_left_is_forgotten() -> None:
+    port = free_port()
+    world = World("127.0.0.1", bind=f"tcp://127.0.0.1:{port}")
+    async with world.listening():
+        await asyncio.sleep(0.02)
+        engine = world.engine("127.0.0.1", 0)
+        engine.connect(port)
+        await world.subscribed(engine)
+        world.pool.replace([Endpoint("other", "", "q", "127.0.0.2", 8000)])
+        await engine.say(1)
+        engine.topic = b"kv@127.0.0.2@m"
+        await engine.say(2)
+        await eventually(lambda: world.ears.hashes == [2])
+        assert [each.name for each in world.listener._streams] == ["other"]
+
+
 async def test_strangers_and_nonsense(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     world = World("127.0.0.1", bind=f"tcp://127.0.0.1:{port}")

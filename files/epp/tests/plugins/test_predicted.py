@@ -315,9 +315,23 @@ class TestTeaching:
         await asyncio.gather(*workers, return_exceptions=True)
         assert [entry["predicted_ttft_ms"] for entry in sidecar.taught] == [100.0]
 
-    def test_what_is_not_there(self, kit: Any) -> None:
-        rig = kit.rig(f"plugins:\n- type: {TYPE}\n  parameters: {{useEncoderCacheFeatures: true}}\n", [])
-        assert "encoders" in rig.cfg.warnings[0]
+    @pytest.mark.parametrize("named", ["", ", encoderCacheMatchInfoProducerName: mm-embeddings-cache-producer"])
+    async def test_pictures(self, kit: Any, sidecar: Sidecar, named: str) -> None:
+        """How many a request brings, and how many of them an endpoint has seen."""
+        own = "- type: mm-embeddings-cache-producer\n" if named else ""
+        text = f"plugins:\n- type: {TYPE}\n  parameters: {{useEncoderCacheFeatures: true{named}}}\n"
+        rig = kit.rig(text + own, kit.endpoints(2))
+        parts = [f'{{"type": "image_url", "image_url": {{"url": "http://x/{number}"}}}}' for number in range(3)]
+        for count, seen in ((2, [0, 0]), (3, [0, 2])):
+            prompt = f'[{{"role": "user", "content": [{", ".join(parts[:count])}]}}]'.encode()
+            request = kit.ask(prompt)
+            await rig.scheduler.prepare(request, rig.endpoints)
+            rows = sidecar.asked[-1]
+            assert [row["encoder_input_size"] for row in rows] == [count, count]
+            assert [row["encoder_matched_size"] for row in rows] == seen
+            rig.scheduler.pre_request(request, Decision((rig.endpoints[1],)))
+        for each in rig.scheduler.workers:
+            await each._predictor._service.close()
 
 
 class TestScorer:

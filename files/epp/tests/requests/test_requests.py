@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from epp.model import Usage
 from epp.requests import BodyError, ModelRenamer, ParsedBody, Parsers, UsageTail, replace_model
 from epp.requests.scan import members
+from epp.requests.usage import TAIL_BYTES
 
 JSON = "application/json"
 values = st.recursive(
@@ -258,6 +259,17 @@ class TestUsageTail:
     def test_the_word_alone_is_kept_for_nothing(self) -> None:
         assert self.read(b'{"usage": null}', b"x" * 40_000, b"y" * 40_000) is None
 
+    def test_the_word_alone_does_not_hide_the_usage(self) -> None:
+        word = b'data: {"text":"x","usage":null}\n\n'
+        usage = b'data: {"usage":{"prompt_tokens":9,"completion_tokens":3}}\n\n'
+        assert self.read(*[word] * 2000, usage, *[word] * 2000) == Usage(9, 3, 0)
+
+    @pytest.mark.parametrize("cut", range(0, 80, 3))
+    def test_a_usage_across_the_edge_of_the_tail(self, cut: int) -> None:
+        usage = b'"usage": {"prompt_tokens":9,"completion_tokens":3}'
+        before = b"x" * (TAIL_BYTES - cut)
+        assert self.read(before, usage, b"y" * (2 * TAIL_BYTES - len(before) - len(usage))) == Usage(9, 3, 0)
+
     def test_inside_of_grpc(self) -> None:
         assert self.read(b'\0\0\0\0\x40\x12{"usage":{"prompt_tokens":9}}\x1a') == Usage(9, 0, 0)
 
@@ -265,6 +277,6 @@ class TestUsageTail:
         tail = UsageTail()
         for _ in range(10_000):
             tail.feed(b"x" * 1000)
-        assert tail._size < 20_000
+        assert tail._size < 2 * TAIL_BYTES
         tail.feed(b'"usage":{"prompt_tokens":1}')
         assert tail.usage() == Usage(1, 0, 0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from epp.transport import (
     TransportOptions,
 )
 from epp.transport.api import METHOD
+from epp.transport.h2 import frames as f
 from epp.transport.tls import self_signed
 
 
@@ -279,6 +281,53 @@ async def test_drain_ends_with_its_time(start: Start) -> None:
         await transport.drain(0.1)
     await transport.stop()
     await until(lambda: len(service.closed) == 1)
+
+
+async def adopted(transport: H2Transport, count: int) -> list[socket.socket]:
+    """Connections that were accepted by somebody else; the clients' ends."""
+    ends = []
+    for _ in range(count):
+        here, there = socket.socketpair()
+        there.setblocking(False)
+        await transport.adopt(there)
+        here.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(here, f.PREFACE + f.settings({}))
+        ends.append(here)
+    return ends
+
+
+async def frames(end: socket.socket) -> list[tuple[int, bytes]]:
+    """What has come on a connection so far: kinds and payloads."""
+    await asyncio.sleep(0.05)
+    data, found = end.recv(65536), []
+    while data:
+        size = 9 + int.from_bytes(data[:3])
+        found.append((data[3], data[9:size]))
+        data = data[size:]
+    return found
+
+
+async def test_connections_that_were_accepted_elsewhere() -> None:
+    lost: list[int] = []
+    transport = H2Transport(EchoService(), TransportOptions(streams=7))
+    transport.on_lost = lambda: lost.append(transport.staying)
+    transport.prepare()
+    first, second = await adopted(transport, 2)
+    (kind, settings), *_ = await frames(first)
+    assert (kind, dict(f.read_settings(settings))[f.MAX_CONCURRENT_STREAMS]) == (f.SETTINGS, 7)
+    assert transport.staying == 2
+    transport.shed(1)
+    transport.shed(0)
+    assert transport.staying == 1
+    said = [[kind for kind, _ in await frames(end)] for end in (first, second)]
+    assert sorted(f.GOAWAY in kinds for kinds in said) == [False, True]
+    async with asyncio.timeout(10):
+        while not lost:
+            await asyncio.sleep(0.05)  # the second, final GOAWAY comes a moment later, and with it the end
+    assert lost == [1]
+    first.close()
+    second.close()
+    await transport.stop()
 
 
 class Switch:

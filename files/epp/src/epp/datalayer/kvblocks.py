@@ -138,13 +138,17 @@ class BlockIndex:
         alive = sum(standing)
         depths: dict[Endpoint, int] = {}
         gpu, others, expected, mixed = self._gpu, self._elsewhere, self._expected, False
+        simple = not others and not expected
         depth = 0
         for key in keys:
-            held = gpu.get(key, 0) | expected.get(key, 0)
-            more = others.get(key, 0) & ~held
-            if more & alive:
-                mixed = True
-            still = alive & (held | more)
+            held = gpu.get(key, 0)
+            if not simple:
+                held |= expected.get(key, 0)
+                more = others.get(key, 0) & alive & ~held
+                if more:
+                    mixed = True
+                    held |= more
+            still = alive & held
             if still != alive:
                 _note(standing, alive & ~still, depth, depths)
                 alive = still

@@ -271,6 +271,8 @@ class Listener:
                 for name in {each.hostport, each.address, each.pod, each.name}:
                     names.setdefault(name, []).append(each)
             self._named = (endpoints, names)
+            for each in set(self._streams).difference(endpoints):
+                del self._streams[each]
         found = self._named[1].get(pod, [])
         if len(found) > 1:
             found = [each for each in found if rank_of(each) == (rank or 0)]

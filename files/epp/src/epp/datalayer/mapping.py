@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from epp.datalayer.exposition import MetricSpec, PageReader
 from epp.model import EndpointMetrics
@@ -163,7 +163,7 @@ class Mapper:
         if waiting is None and running is None and kv_usage is None and engine.load():
             names = ", ".join(spec.name for spec in engine.load())
             raise NoMetrics(f"the page has none of {engine.name}'s metrics ({names})")
-        new = replace(old)
+        new = old.copy()
         new.waiting = old.waiting if waiting is None else max(0, int(waiting))
         new.running = old.running if running is None else max(0, int(running))
         new.kv_cache_usage = old.kv_cache_usage if kv_usage is None else min(1.0, max(0.0, kv_usage))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 
 import xxhash
 
@@ -111,14 +112,16 @@ class PrefixIndex:
         matched: dict[Endpoint, int] = {}
         holders = self._holders
         depth = 0
-        for number in hashes:
-            if not alive:
+        for bits in map(holders.get, hashes):
+            if bits is None:
                 break
-            still = alive & holders.get(number, 0)
+            still = alive & bits
             if still != alive:
                 if depth:
                     self._note(alive & ~still, depth, matched)
                 alive = still
+                if not alive:
+                    break
             depth += 1
         if alive and depth:
             self._note(alive, depth, matched)
@@ -136,8 +139,7 @@ class PrefixIndex:
         if len(fresh) < len(hashes):
             for number in hashes:
                 held.pop(number, 0)
-        for number in reversed(hashes):
-            held[number] = None
+        held.update(zip(reversed(hashes), repeat(None)))
         if fresh:
             known = holders.get
             for number in fresh:

@@ -22,10 +22,10 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from epp.datalayer.exposition import PageReader
+from epp.datalayer.exposition import SCAN_SECONDS, PageReader
 from epp.datalayer.http import ClientTls, GetClient, HttpError, NoPage, Refused
 from epp.datalayer.mapping import Mapper, NoMetrics, Place
 from epp.datalayer.store import Datastore
@@ -46,6 +46,9 @@ READS_IDLE = 100.0
 busy ones at least every FRESH, idle ones at least every LONGEST seconds."""
 
 LONGEST = 5.0
+
+JUST_NOW = 0.01
+"""Seconds for which an endpoint that was sent a request need not be woken again."""
 
 REFUSED_INTERVAL = 0.25
 """Seconds between two readings of an endpoint where nobody listens: it gets no request until somebody does."""
@@ -166,6 +169,10 @@ class Scraper:
 
     def _wake(self, endpoint: Endpoint) -> None:
         now = time.monotonic()
+        reader_here = self._readers.get(endpoint)
+        if reader_here is not None and now - reader_here.active_at < JUST_NOW:
+            self.pace.active_at = now
+            return
         was_idle = self.pace.idle(now)
         self.pace.active_at = now
         if was_idle:
@@ -173,7 +180,6 @@ class Scraper:
             spread = min(FRESH, len(self._readers) / READS_BUSY)
             for reader in self._readers.values():
                 reader.hasten(random.uniform(0.0, spread))
-        reader_here = self._readers.get(endpoint)
         if reader_here is not None:
             reader_here.wake(now)
 
@@ -216,8 +222,13 @@ class _Reader:
         self._places = scraper.options.places(endpoint)
         self._client = self._connect()
         self._pages = PageReader()
+        self._page: tuple[bytes, Mapping[str, str]] = (b"", {})
+        """The last page that was looked into, and the labels by which its engine was known."""
+        self._look_again_at = 0.0
+        """A page that says the same is looked into all the same from then on: not every look is at the whole page."""
         self._interval = scraper.options.interval
-        self._active_at = time.monotonic()
+        self.active_at = time.monotonic()
+        """When a request went there for the last time, or somewhat before."""
         self._pause: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -232,7 +243,7 @@ class _Reader:
 
     def wake(self, now: float) -> None:
         """There is traffic: read at the full rate from now on."""
-        self._active_at = now
+        self.active_at = now
         interval = self._scraper.pace.hot(self._endpoint)
         if self._interval > interval:
             self._interval = interval
@@ -270,8 +281,12 @@ class _Reader:
         endpoint, asked_at = self._endpoint, time.monotonic()
         try:
             page = await self._client.get(self._options.timeout)
-            self._pages.turn(page, asked_at)
-            metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics, self._pages)
+            if asked_at < self._look_again_at and (page, endpoint.labels) == self._page:
+                metrics = endpoint.metrics.copy()
+            else:
+                self._pages.turn(page, asked_at)
+                metrics = self._options.mapper.read(page, endpoint.labels, endpoint.metrics, self._pages)
+                self._page, self._look_again_at = (page, endpoint.labels), asked_at + SCAN_SECONDS
         except (HttpError, NoMetrics) as error:
             self._failed(error)
             return
@@ -281,7 +296,7 @@ class _Reader:
             self._slow_down(f"{type(error).__name__}: {error}", False)
             return
         now, pace = time.monotonic(), self._scraper.pace
-        if metrics.waiting or metrics.running or endpoint.inflight or now - self._active_at < QUIET_AFTER:
+        if metrics.waiting or metrics.running or endpoint.inflight or now - self.active_at < QUIET_AFTER:
             self._interval = pace.hot(endpoint)
         else:
             pace.cool(endpoint)
@@ -297,6 +312,8 @@ class _Reader:
 
     def _check_custom(self, metrics: EndpointMetrics) -> None:
         engine = self._options.mapper.engine(self._endpoint.labels)
+        if not engine.custom:
+            return
         lacking = {each.key for each in engine.custom if not each.optional and each.key not in metrics.custom}
         if lacking:
             names = ", ".join(sorted(lacking))

@@ -69,13 +69,18 @@ class StreamService:
         self.interruptible = interruptible
         self.streams = 0
         """Streams that are open now."""
+        self._metadata: Sequence[tuple[str, str | bytes]] = ()
+        self._hints: tuple[str, ...] = ()
+        """What the gateway said of the pool with the last call, and in these metadata."""
 
     def open(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> Exchange:
         """A stream begins; ``metadata`` is what the gateway sent along with the call."""
         self.streams += 1
         self._recorder.stream_opened()
-        hints = tuple(value for key, value in metadata if key == m.POOL and isinstance(value, str))
-        return Exchange(self, self._router, self._timeout, self._make_machine(hints))
+        if metadata is not self._metadata:  # a transport that remembers header blocks hands over the same object
+            self._metadata = metadata
+            self._hints = tuple(value for key, value in metadata if key == m.POOL and isinstance(value, str))
+        return Exchange(self, self._router, self._timeout, self._make_machine(self._hints))
 
     def processed(self, seconds: float) -> None:
         """An answer has passed, and took this much of our own time; for exchanges."""
@@ -116,14 +121,14 @@ class Exchange:
 
     def receive(self, data: bytes) -> Messages | Coroutine[Any, Any, Messages]:
         """The answers to one ProcessingRequest, later if the decision takes its time. Raises ProtocolError."""
-        started = time.perf_counter()
+        started = time.perf_counter() if self._ticket is not None else 0.0
         try:
             out = self._machine.feed(read(data))
         except DecodeError as error:
             raise ProtocolError(f"not a ProcessingRequest: {error}") from None
         if isinstance(out, NeedDecision):
             return self._decide(out)
-        if self._machine.response is not None:
+        if self._ticket is not None and self._machine.response is not None:
             self._spent += time.perf_counter() - started
             report = self._follow_response()
             if report:

@@ -136,33 +136,42 @@ def read(data: bytes) -> Incoming:
 
 def _read(data: bytes) -> Incoming | None:
     """A message in Envoy's form; None, or an IndexError, for any other."""
-    kind = _KINDS[data[0]]
-    if not kind:
-        return None
     size, at = data[1], 2
     if size >= 0x80:
-        size, at = _varint(data, 1)
-    stop, end = at + size, len(data)
-    rest = b""
-    if stop != end:
-        if stop > end:
+        high = data[2]
+        if high < 0x80:  # most lengths have two digits
+            size, at = size + (high << 7) - 0x80, 3
+        else:
+            size, at = _varint(data, 1)
+    stop = at + size
+    rest = data[stop:]
+    if rest:
+        if rest not in _contexts and not _is_context(rest):
             return None
-        rest = data[stop:]
-        if not (_is_context(rest) if end - stop <= _KEPT_BYTES else _is_context.__wrapped__(rest)):
-            return None
+    elif stop > len(data):
+        return None
+    kind = _KINDS[data[0]]
     if kind in _BODIES:  # HttpBody: the bytes (1), and whether they are the last (2)
-        body = b""
         if at < stop and data[at] == 0x0A:
             size = data[at + 1]
             at += 2
             if size >= 0x80:
-                size, at = _varint(data, at - 1)
-            body = data[at : at + size]
-            at += size
-        if at == stop:
-            return Incoming(kind, rest, body)
-        if at + 2 == stop and data[at] == 0x10 and data[at + 1] == 1:
-            return Incoming(kind, rest, body, True)
+                high = data[at]
+                if high < 0x80:
+                    size, at = size + (high << 7) - 0x80, at + 1
+                else:
+                    size, at = _varint(data, at - 1)
+            end = at + size
+            if end == stop:
+                return Incoming(kind, rest, data[at:end])
+        else:
+            end = at
+            if end == stop:
+                return Incoming(kind, rest)
+        if end + 2 == stop and data[end] == 0x10 and data[end + 1] == 1:
+            return Incoming(kind, rest, data[at:end], True)
+        return None
+    if not kind:
         return None
     if kind <= RESPONSE_HEADERS:  # HttpHeaders: the map (1), and whether nothing follows (3)
         start = at
@@ -179,21 +188,28 @@ def _read(data: bytes) -> Incoming | None:
 
 def _headers(data: bytes, at: int, stop: int) -> dict[str, str] | None:
     """The entries of a HeaderMap between two offsets; None if they are not in Envoy's form."""
-    found: dict[str, str] = {}
-    known = _entries.get
+    pairs: list[tuple[str, str]] = []
+    add, known = pairs.append, _entries.get
     while at < stop:
-        size, end = data[at + 1], at + 2
-        if size >= 0x80:
-            size, end = _varint(data, at + 1)
-        end += size
-        entry = data[at:end]
-        pair = known(entry) or _entry(entry)
+        end = at + 2 + data[at + 1]
+        pair = known(data[at:end])  # lengths of two digits are in no entry that is known
         if pair is None:
-            return None
-        key, value = pair
-        found[key] = f"{found[key]},{value}" if key in found else value
+            if end >= at + 130:
+                size, end = _varint(data, at + 1)
+                end += size
+            pair = _entry(data[at:end])
+            if pair is None:
+                return None
+        add(pair)
         at = end
-    return found if at == stop else None
+    if at != stop:
+        return None
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found = {}
+        for key, value in pairs:
+            found[key] = f"{found[key]},{value}" if key in found else value
+    return found
 
 
 _entries: dict[bytes, tuple[str, str]] = {}
@@ -237,7 +253,10 @@ def _name(raw: bytes) -> tuple[str, bool]:
     return name, not _NOT_KEPT.search(name)
 
 
-@lru_cache(maxsize=256)
+_contexts: set[bytes] = set()
+"""Contexts as they stand in messages: a gateway has few."""
+
+
 def _is_context(rest: bytes) -> bool:
     """Whether this is context, and nothing else."""
     at, end = 0, len(rest)
@@ -246,6 +265,10 @@ def _is_context(rest: bytes) -> bool:
             return False
         size, at = _varint(rest, at + 1)
         at += size
+    if at == end <= _KEPT_BYTES:
+        if len(_contexts) >= _MAX_ENTRIES:
+            _contexts.clear()
+        _contexts.add(rest)
     return at == end
 
 

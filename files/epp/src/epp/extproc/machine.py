@@ -44,6 +44,11 @@ Messages = Iterable[bytes]
 """Serialised ProcessingResponses, in order; large ones are made when they are asked for."""
 
 
+_FULL_DUPLEX = BodyMode.FULL_DUPLEX_STREAMED
+_UNSEEN = (BodyMode.STREAMED, BodyMode.NONE)
+"""Modes in which a request is routed before its body is seen."""
+
+
 class ProtocolError(Exception):
     """The peer sent what the protocol does not allow at this point; the stream cannot go on."""
 
@@ -175,10 +180,10 @@ class StreamMachine:
         if message.end_of_stream:
             self._ended = True
             return self._need(self._on_headers)
-        if self._request_mode in (BodyMode.STREAMED, BodyMode.NONE):
-            return self._need(self._on_headers)
-        if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
+        if self._request_mode is _FULL_DUPLEX:
             return ()
+        if self._request_mode in _UNSEEN:
+            return self._need(self._on_headers)
         return (r.request_headers(),)  # Envoy sends the body after this, and holds the headers until it is answered
 
     def _request_body(self, body: bytes, end: bool) -> Messages | NeedDecision:
@@ -189,13 +194,13 @@ class StreamMachine:
                 else "a request body without headers; set request_header_mode to SEND"
             )
         self._ended = end
-        if self._request_mode in (BodyMode.STREAMED, BodyMode.NONE):
-            # Both were routed on their headers. Who announces no body and sends one all the same has it pass.
-            return self._streamed_chunk(body, end)
-        if self._request_mode == BodyMode.FULL_DUPLEX_STREAMED:
+        if self._request_mode is _FULL_DUPLEX:
             if body:
                 self._held.append(body)
             return self._need_whole(self._full_duplex) if end else ()
+        if self._request_mode in _UNSEEN:
+            # Both were routed on their headers. Who announces no body and sends one all the same has it pass.
+            return self._streamed_chunk(body, end)
         self._ended = True  # buffered bodies come in one message, whatever follows
         partial = self._request_mode == BodyMode.BUFFERED_PARTIAL and not end
         return self._need(self._on_body, body, truncated=partial)

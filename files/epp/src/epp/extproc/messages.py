@@ -33,6 +33,9 @@ class BodyMode(IntEnum):
     FULL_DUPLEX_STREAMED = ProcessingMode.FULL_DUPLEX_STREAMED
 
 
+_MODES = {mode.value: mode for mode in BodyMode}
+
+
 def first_header(headers: Mapping[str, str], names: tuple[str, ...]) -> str:
     """The value of the first of ``names`` that is present and not empty."""
     for name in names:
@@ -52,9 +55,9 @@ def prefers(headers: Mapping[str, str], preference: str) -> bool:
 
 def body_mode(number: int) -> BodyMode:
     """The body mode that Envoy announced; ValueError for one that this EPP cannot serve."""
-    try:
-        return BodyMode(number)
-    except ValueError:
+    mode = _MODES.get(number)
+    if mode is None:
         raise ValueError(
             f"body mode {number} is not supported; use FULL_DUPLEX_STREAMED, BUFFERED, BUFFERED_PARTIAL or STREAMED"
-        ) from None
+        )
+    return mode

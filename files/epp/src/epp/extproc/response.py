@@ -57,8 +57,8 @@ class ResponsePhase:
         self.tail.feed(chunk)
         self.ended = end
         renamed = self._renamer.feed(chunk, end) if self._renamer else None
-        if self._mode == BodyMode.FULL_DUPLEX_STREAMED:
-            return r.streamed(chunk if renamed is None else renamed, end, of_request=False)
+        if self._mode is BodyMode.FULL_DUPLEX_STREAMED:
+            return r.streamed(chunk if renamed is None else renamed, end, False)
         return (r.response_body(renamed, fixed_length=self._mode == BodyMode.BUFFERED and self._has_length),)
 
     def trailers(self) -> Messages:

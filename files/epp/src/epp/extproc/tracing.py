@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 TRACEPARENT = "traceparent"
 DEFAULT_RATIO = 0.1
+_NOT_ZERO = 1 << 64 | 1
 _VALID = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
@@ -51,6 +52,7 @@ class Tracing:
         given = incoming.get(TRACEPARENT)
         if given and _VALID.fullmatch(given):
             return {}
-        trace, span = self._rng.getrandbits(128) or 1, self._rng.getrandbits(64) or 1
+        # One draw, whose last digits make neither identifier 0.
+        drawn = f"{self._rng.getrandbits(192) | _NOT_ZERO:048x}"
         flags = "01" if self._rng.random() < self._ratio else "00"
-        return {TRACEPARENT: f"00-{trace:032x}-{span:016x}-{flags}"}
+        return {TRACEPARENT: f"00-{drawn[:32]}-{drawn[32:]}-{flags}"}

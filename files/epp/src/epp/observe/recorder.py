@@ -151,6 +151,7 @@ class Recorder:
         self._pools: dict[str, PoolView] = {}
         self._prefix_sizes: dict[tuple[str, str], int] = {}
         self._prefix_hits: dict[str, tuple[Buckets, Buckets]] = {}
+        self._stream_codes: dict[str, Value] = {}
         self._attempts: dict[tuple[str, Endpoint], Value] = {}
         # Looked up once: these count on every request.
         self._scheduled = self.figures.scheduling.histogram()
@@ -213,7 +214,10 @@ class Recorder:
             return
         self._open_streams.value -= 1.0
         self._stream_seconds.observe(seconds)
-        self.figures.stream_codes.value(code).add()
+        found = self._stream_codes.get(code)
+        if found is None:
+            found = self._stream_codes[code] = self.figures.stream_codes.value(code)
+        found.value += 1.0
 
     def scheduled(self, seconds: float, target_model: str, endpoint: Endpoint | None) -> None:
         """One scheduling attempt; ``endpoint`` is None when it failed."""

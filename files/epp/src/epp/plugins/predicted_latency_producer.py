@@ -8,11 +8,12 @@ Parameters:
     predictInProduce (true): false only teaches.
     endpointRoleLabel (none): label with an endpoint's role; prefill endpoints have no time per token.
     prefixMatchInfoProducerName (the first approx-prefix-cache-producer): who says what is cached.
+    useEncoderCacheFeatures (false): pictures and recordings are features, too: how many there are, and how many of them
+    the endpoint has seen, by encoderCacheMatchInfoProducerName (the first mm-embeddings-cache-producer).
     contextTTL, samplingMean, maxDecodeTokenSamplesForPrediction, inFlightLoadProducerName: not needed.
-    useEncoderCacheFeatures: taken; see ``LIMITS``.
 Environment: PREDICTION_SERVER_URL (``http://localhost:8001``; several with commas), TRAINING_SERVER_URL
 (``http://localhost:8000``), and the reference's LATENCY_MAX_SAMPLE_SIZE (1000), LATENCY_FLUSH_INTERVAL_SEC (1),
-LATENCY_HTTP_TIMEOUT_SEC (10), LATENCY_MAX_BULK_SIZE (100), LATENCY_COALESCE_WINDOW_MS (1) and
+LATENCY_HTTP_TIMEOUT_SEC (10), LATENCY_MAX_COALESCED_ROWS (5000), LATENCY_COALESCE_WINDOW_MS (1) and
 LATENCY_MAX_CONCURRENT_DISPATCHES (36).
 Features of an endpoint: used part of its KV cache, requests that wait, requests and prompt tokens in flight there,
 tokens of the prompt, cached part of the prompt, its role.
@@ -38,6 +39,7 @@ from epp.datalayer import load
 from epp.datalayer.predictor import Features, Predictor, PredictorOptions, sample
 from epp.datalayer.service import ServiceError
 from epp.model import Decision, Endpoint, InferenceRequest, Usage
+from epp.plugins.mm_embeddings_cache_producer import ITEM_MATCH, ItemMatch, MmEmbeddingsCacheProducer
 from epp.plugins.prefixes import match_of, needs_producer, producer_key, shares
 from epp.plugins.slo import TPOT, TTFT, target
 from epp.scheduling.api import (
@@ -66,11 +68,12 @@ class PredictedLatencyProducerParameters:
     streaming_mode: bool = param(False, doc="answers are streamed: first token and time per token are apart")
     endpoint_role_label: str = param("", doc="label with an endpoint's role")
     predict_in_produce: bool = param(True, doc="ask; false only teaches")
-    use_encoder_cache_features: bool = param(False, doc="no effect")
+    use_encoder_cache_features: bool = param(False, doc="pictures and recordings are features, too")
     sampling_mean: float = param(1000.0, above=0, doc="not needed")
     max_decode_token_samples: int = param(0, minimum=0, doc="not needed")
     max_decode_token_samples_for_prediction: int = param(0, minimum=0, doc="not needed")
     prefix_match_info_producer_name: str = param("", plugin=Producer, doc="who says what is cached")
+    encoder_cache_match_info_producer_name: str = param("", plugin=Producer, doc="who says which of them are known")
     in_flight_load_producer_name: str = param("", plugin=Producer, doc="not needed: the data layer counts")
 
 
@@ -109,12 +112,12 @@ class PredictedLatencyProducer(AsyncProducer, Background, RequestHook):
 
     TYPE = "predicted-latency-producer"
     PARAMETERS = PredictedLatencyProducerParameters
-    LIMITS = "the caches of encoders (useEncoderCacheFeatures) are no features"
 
     def __init__(self, name: str, parameters: PredictedLatencyProducerParameters, context: Context) -> None:
         super().__init__(name, parameters, context)
         self._parameters = parameters
         self._prefixes = producer_key(context, parameters.prefix_match_info_producer_name)
+        self._pictures = _pictures_key(parameters, context)
         self._predictor = Predictor(PredictorOptions.from_environment(os.environ), context.rng)
         self._recorder = context.recorder
         self._asked = f"predicted-latency/{name}"
@@ -124,13 +127,10 @@ class PredictedLatencyProducer(AsyncProducer, Background, RequestHook):
 
     @classmethod
     def needs(cls, parameters: PredictedLatencyProducerParameters) -> tuple[str, ...]:
-        """A producer."""
-        return needs_producer(parameters.prefix_match_info_producer_name)
-
-    @classmethod
-    def warnings(cls, parameters: PredictedLatencyProducerParameters) -> tuple[str, ...]:
-        """What it lacks."""
-        return (cls.LIMITS,) if parameters.use_encoder_cache_features else ()
+        """Producers."""
+        prefixes = needs_producer(parameters.prefix_match_info_producer_name)
+        pictures = parameters.use_encoder_cache_features and not parameters.encoder_cache_match_info_producer_name
+        return (*prefixes, MmEmbeddingsCacheProducer.TYPE) if pictures else prefixes
 
     @property
     def asks(self) -> bool:
@@ -227,19 +227,27 @@ class PredictedLatencyProducer(AsyncProducer, Background, RequestHook):
     def _features(self, request: InferenceRequest, endpoints: list[Endpoint]) -> Mapping[Endpoint, Features]:
         label, tokens = self._parameters.endpoint_role_label, request.prompt_tokens
         cached = shares(match_of(request, self._prefixes), endpoints)
-        return {
+        rows = {
             endpoint: Features(
-                min(1.0, max(0.0, load.kv_usage(endpoint))),
+                min(1.0, load.kv_usage(endpoint)),
                 tokens,
                 load.waiting(endpoint),
                 endpoint.inflight,
                 1,
-                min(1.0, share),
-                max(0, endpoint.inflight_tokens),
-                pod_type=endpoint.labels.get(label, "") if label else "",
+                share,
+                endpoint.inflight_tokens,
             )
             for endpoint, share in zip(endpoints, cached, strict=True)
         }
+        if label:
+            for endpoint, row in rows.items():
+                row.pod_type = endpoint.labels.get(label, "")
+        seen = request.attributes.get(self._pictures) if self._pictures else None
+        if isinstance(seen, ItemMatch):
+            for endpoint, row in rows.items():
+                row.encoder_input_size = len(seen.items)
+                row.encoder_matched_size = int(seen.matched.get(endpoint, 0.0))
+        return rows
 
     def _has_tpot(self, endpoint: Endpoint) -> bool:
         """Whether the time per token means anything there."""
@@ -277,3 +285,12 @@ class PredictedLatencyProducer(AsyncProducer, Background, RequestHook):
                 self._recorder.latency(
                     request.model, request.target_model, kind, actual / 1000.0, predicted / 1000.0, late
                 )
+
+
+def _pictures_key(parameters: PredictedLatencyProducerParameters, context: Context) -> str:
+    """The attribute that says which pictures an endpoint has seen; empty if nobody wants to know."""
+    if not parameters.use_encoder_cache_features:
+        return ""
+    wanted = parameters.encoder_cache_match_info_producer_name
+    plugin = context.plugin(wanted) if wanted else context.of_type(MmEmbeddingsCacheProducer.TYPE)
+    return f"{ITEM_MATCH}/{plugin.name}"

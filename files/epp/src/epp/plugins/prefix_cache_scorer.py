@@ -13,6 +13,7 @@ Source: GAIE v1.3, v1.5 and llm-d-router scorer of the same type.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer, Geometry
@@ -97,11 +98,12 @@ class PrefixCacheScorer(Scorer):
         if not isinstance(match, PrefixMatch) or not match.hashes or not match.blocks:
             return [0.0] * len(endpoints)
         held = match.blocks if match.weights is None else match.weights
+        if self._weight == 0.0:
+            total = match.total
+            return [blocks / total for blocks in map(held.get, endpoints, repeat(0))]
         return [self._rate(match, held.get(endpoint, 0)) for endpoint in endpoints]
 
     def _rate(self, match: PrefixMatch, blocks: float) -> float:
         share = blocks / match.total
-        if self._weight == 0.0:
-            return share
         length = min(1.0, blocks * match.block_tokens / self._scale) ** 2
         return self._weight * length + (1.0 - self._weight) * share

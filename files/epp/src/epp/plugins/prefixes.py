@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.scheduling.api import PREFIX_MATCH, Context, PrefixMatch
@@ -30,7 +32,7 @@ def shares(match: PrefixMatch | None, endpoints: list[Endpoint]) -> list[float]:
     if match is None or not match.blocks or not match.hashes:
         return [0.0] * len(endpoints)
     total, blocks = match.total, match.blocks if match.weights is None else match.weights
-    return [blocks.get(endpoint, 0) / total for endpoint in endpoints]
+    return [held / total for held in map(blocks.get, endpoints, repeat(0))]
 
 
 def uncached_tokens(request: InferenceRequest, endpoints: list[Endpoint]) -> list[int]:

@@ -6,7 +6,7 @@ Parameters:
     vllm: url (``http://localhost:8000``, also http): a vLLM that renders prompts; endpointDiscovery: the pool's own
     endpoints do so, in turn, at their own ports or those of portRules [{basePort, selector}]; timeout (5s) and
     mmTimeout (30s): how long it may take, 350 ms at most, because a decision waits for it; caCertPath, clientCertPath,
-    clientKeyPath, insecureSkipVerify (false) for ``https``.
+    clientKeyPath, insecureSkipVerify (false) for ``https``. A request's own Authorization goes along.
     modelName, backend (vllm): ask the vLLM at the default URL, if vllm is not there.
     estimate.image: mode (dynamic), defaultResolution {width 640, height 360}, dynamic.factor (1024 pixels per token),
     static.staticToken (0).

@@ -11,8 +11,8 @@ write long lists behind it (token ids), so that a piece with a usage is kept whe
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable
+from itertools import repeat
 
 import msgspec
 
@@ -55,47 +55,53 @@ class UsageTail:
     __slots__ = ("_chunks", "_first", "_last", "_size")
 
     def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._size = 0
         self._first = self._last = b""
         """The first and the last piece with a usage that have left the tail."""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece of the answer. Costs no copy."""
+        """Take the next piece of the answer. Costs no copy but when there is twice as much as is kept."""
         self._chunks.append(chunk)
         self._size += len(chunk)
-        while self._size - len(self._chunks[0]) >= TAIL_BYTES:
-            gone = self._chunks.popleft()
-            self._size -= len(gone)
-            if _MARKS[0] in gone or _MARKS[1] in gone:
-                self._keep(gone)
+        if self._size >= 2 * TAIL_BYTES:
+            data = b"".join(self._chunks)
+            gone = len(data) - TAIL_BYTES
+            # What stands across the edge is found here, and in the tail.
+            self._keep(data[: gone + _AFTER])
+            self._chunks = [data[gone:]]
+            self._size = TAIL_BYTES
 
     def _keep(self, gone: bytes) -> None:
-        """Keep what a piece that leaves says of the usage."""
-        data = gone + self._chunks[0][:_AFTER]
-        found = list(_USAGE.finditer(data))
-        if not found:
+        """Keep what leaves the tail says of the usage."""
+        if _MARKS[0] not in gone and _MARKS[1] not in gone:
             return
-        if not self._first:
-            self._first = data[found[0].start() :][: 2 * _AFTER]
-        self._last = data[found[-1].start() :][: 2 * _AFTER]
+        found = [match.start() for match in _USAGE.finditer(gone)]
+        if found:
+            self._first = self._first or gone[found[0] : found[0] + 2 * _AFTER]
+            self._last = gone[found[-1] : found[-1] + 2 * _AFTER]
 
     def usage(self) -> Usage | None:
         """The counts of the last usage object that can be read, completed by the first; None without any."""
         tail = b"".join(self._chunks)
-        texts = [self._first, self._last, tail] if self._first else [tail]
-        found = []
-        for text in texts:
-            # A search for fixed bytes is much faster than one by a pattern.
-            starts = [start for start in map(text.find, _MARKS) if start >= 0]
-            if starts:
-                found += [(text, match.end()) for match in _USAGE.finditer(text, min(starts))]
-        last = _readable(reversed(found))
+        last = _last(tail) or (_last(self._last) or _last(self._first) if self._first else None)
         if last is None:
             return None
-        first = last if len(found) == 1 else _readable(found)
-        assert first is not None
-        return _usage(first, last)
+        if last.prompt_tokens and last.completion_tokens:
+            return _usage(last, last)
+        texts = (self._first, self._last, tail) if self._first else (tail,)
+        first = _readable((text, match.end()) for text in texts for match in _USAGE.finditer(text))
+        return _usage(first or last, last)
+
+
+def _last(text: bytes) -> _Counts | None:
+    """The last usage object that can be read. A search for fixed bytes is much faster than one by a pattern."""
+    at = len(text)
+    while (at := max(map(text.rfind, _MARKS, repeat(0), repeat(at)))) >= 0:
+        match = _USAGE.match(text, at)
+        if match is not None and (found := _readable(((text, match.end()),))) is not None:
+            return found
+    return None
 
 
 def _readable(found: Iterable[tuple[bytes, int]]) -> _Counts | None:

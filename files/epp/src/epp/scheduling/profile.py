@@ -55,10 +55,20 @@ class Failures:
 
     def report(self, plugin: Plugin, consequence: str) -> None:
         """Call this while handling the exception."""
-        now, key = time.monotonic(), (plugin.name, consequence)
-        if now - self.last.get(key, -ERROR_INTERVAL) >= ERROR_INTERVAL:
-            self.last[key] = now
+        if self._is_time(plugin, consequence):
             log.exception("plugin %s (%s) failed; %s", plugin.name, plugin.TYPE, consequence)
+
+    def late(self, plugin: Plugin, seconds: float, consequence: str) -> None:
+        """It has not ended within ``seconds``, and was given up."""
+        if self._is_time(plugin, consequence):
+            log.warning("plugin %s (%s) took more than %g s; %s", plugin.name, plugin.TYPE, seconds, consequence)
+
+    def _is_time(self, plugin: Plugin, consequence: str) -> bool:
+        now, key = time.monotonic(), (plugin.name, consequence)
+        if now - self.last.get(key, -ERROR_INTERVAL) < ERROR_INTERVAL:
+            return False
+        self.last[key] = now
+        return True
 
 
 class ProfileRunner:
@@ -96,10 +106,12 @@ class ProfileRunner:
         for scorer, weight, timed in self._scorers:
             try:
                 scores = scorer.score(request, endpoints)
+                if len(scores) != len(totals):
+                    raise ValueError(f"{len(scores)} scores for {len(totals)} endpoints")
                 # Written so that NaN, which compares false with everything, counts as 0.
                 totals = [
                     total + (weight if score >= 1.0 else weight * score if score > 0.0 else 0.0)
-                    for total, score in zip(totals, scores, strict=True)
+                    for total, score in zip(totals, scores)  # noqa: B905 - slower
                 ]
             except Exception:
                 self._failures.report(scorer, "its scores count as 0")

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
-import zmq.asyncio
 
 from epp.statesync.ledger import Ledger
 from epp.statesync.messages import News, decode, encode
@@ -35,6 +34,8 @@ HEARTBEAT_SECONDS = 0.5
 RESOLVE_SECONDS = 5.0
 WARNING_SECONDS = 30.0
 """Between two warnings about the same kind of trouble."""
+AT_ONCE = 64
+"""Messages before the event loop gets its turn."""
 QUEUED_MESSAGES = 1000
 """What waits for a peer that does not read; more is dropped."""
 
@@ -69,9 +70,11 @@ class StateSync:
         self._ledger = ledger
         self._options = options
         self._report = report
-        self._context = zmq.asyncio.Context()
+        # Plain sockets, which never wait here: those of zmq.asyncio cost as much again as what is said.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._publisher = self._context.socket(zmq.XPUB)
         self._subscriber = self._context.socket(zmq.SUB)
+        self._newcomers: asyncio.Queue[bytes] = asyncio.Queue()
         self._connected: set[str] = set()
         self._something = asyncio.Event()
         self._warned: dict[str, float] = {}
@@ -106,12 +109,18 @@ class StateSync:
 
     async def run(self) -> None:
         """Work until cancelled; then say goodbye."""
-        tasks = [self._speak(), self._repeat(), self._listen(), self._welcome(), self._resolve()]
+        loop = asyncio.get_running_loop()
+        readers = {self._subscriber.FD: self._hear, self._publisher.FD: self._look}
+        for descriptor, reader in readers.items():
+            loop.add_reader(descriptor, reader)
+            loop.call_soon(reader)  # what came before now is not signalled any more
         try:
             async with asyncio.TaskGroup() as group:
-                for each in tasks:
+                for each in (self._speak(), self._repeat(), self._welcome(), self._resolve()):
                     group.create_task(each)
         finally:
+            for descriptor in readers:
+                loop.remove_reader(descriptor)
             self._say(self._ledger.goodbye())
 
     def close(self) -> None:
@@ -139,22 +148,32 @@ class StateSync:
             self._report(self._replicas())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def _listen(self) -> None:
-        """Take over what peers say."""
-        while True:
-            parts = await self._subscriber.recv_multipart()
+    def _hear(self) -> None:
+        """Take over what peers have said. The socket signals once for all that is there."""
+        for _ in range(AT_ONCE):
+            if self._subscriber.closed:
+                return
+            try:
+                parts = self._subscriber.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
             try:
                 self._ledger.hear(decode(parts[-1]), time.monotonic())
             except ValueError as error:
                 self._warn("words", "a message on the port of --statesync-port is not understood: %s", error)
+        asyncio.get_running_loop().call_soon(self._hear)
+
+    def _look(self) -> None:
+        """See who has come. The socket signals once for all, and forgets it when something is sent meanwhile."""
+        while not self._publisher.closed and int(self._publisher.EVENTS) & zmq.POLLIN:
+            event = self._publisher.recv(zmq.NOBLOCK)
+            if event[:1] == b"\x01" and event[1:] not in (EVERYBODY, self._ledger.sender.encode()):
+                self._newcomers.put_nowait(event[1:])
 
     async def _welcome(self) -> None:
         """Tell newcomers what is known here."""
         while True:
-            event = await self._publisher.recv()
-            topic = event[1:]
-            if event[:1] != b"\x01" or topic in (EVERYBODY, self._ledger.sender.encode()):
-                continue
+            topic = await self._newcomers.get()
             count = 0
             for news in self._ledger.snapshot():
                 self._publish(topic, news)
@@ -173,6 +192,7 @@ class StateSync:
             for address in self._connected - wanted:
                 self._subscriber.disconnect(address)
             self._connected = wanted
+            self._hear()  # its signal may have been for what has been done here
             await asyncio.sleep(RESOLVE_SECONDS)
 
     async def _addresses(self, name: str) -> set[str]:
@@ -199,7 +219,8 @@ class StateSync:
 
     def _publish(self, topic: bytes, news: News) -> None:
         # Never waits: what a peer does not read in time is dropped for it.
-        self._publisher.send_multipart((topic, encode(news)))
+        self._publisher.send_multipart((topic, encode(news)), zmq.NOBLOCK)
+        self._look()
 
     def _warn(self, kind: str, message: str, *values: object) -> None:
         now = time.monotonic()

@@ -290,10 +290,13 @@ class Crew:
 
     async def _balance(self) -> None:
         """After a worker was away, the others have its connections: have gateways connect anew, until all have as many
-        again."""
-        while True:
+        again. Gateways come and go, so only what is uneven twice in a row is."""
+        uneven = 0
+        while not self.ending:
             await asyncio.sleep(BALANCE_SECONDS)
             ordered = self.serving
             surplus = ordered[-1].connections - ordered[0].connections if ordered else 0
-            if surplus > 1 and not self.ending:
-                ordered[-1].tell(frame(Shed(surplus // 2)))
+            if min(uneven, surplus) > 1:
+                ordered[-1].tell(frame(Shed(min(uneven, surplus) // 2)))
+                surplus = 0
+            uneven = surplus

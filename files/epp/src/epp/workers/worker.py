@@ -52,7 +52,7 @@ from epp.workers.place import Place
 log = logging.getLogger("epp.workers")
 
 STATUS_SECONDS = 0.25
-STREAMS = 32
+STREAMS = 16
 """Streams that a gateway is asked to have on one connection before it opens another one, which another worker gets."""
 _PR_SET_PDEATHSIG = 1
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from epp.transport.h2 import frames as f
 from epp.transport.h2.framing import NO_TABLE, PREFIX_SIZE, Code, Deframer, read_prefix, refused
 from epp.transport.h2.guard import Guard
-from epp.transport.h2.headers import Head, HeadDecoder, Malformed
+from epp.transport.h2.headers import Head, HeadDecoder, Malformed, is_grpc
 from epp.transport.h2.stream import Stream
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Connection:
         """Something has come since the last second."""
         self.greeted = False
         """The peer's preface and first SETTINGS have come."""
+        self._steady = False
+        """They have, and no header block is half here: any frame may come."""
+        self._largest = min(options.max_receive, options.frame_size)
         self.guard = Guard(options.streams)
         self._methods = methods
         self._decoder = HeadDecoder()
@@ -184,7 +187,8 @@ class Connection:
             self._ours[stream.number] = None
             if len(self._ours) > REMEMBERED:
                 self._ours.popitem(last=False)
-        self._finish_if_done()
+        if not self.streams:
+            self._finish_if_done()
 
     def _finish_if_done(self) -> None:
         if self.leaving and not self.streams:
@@ -215,48 +219,44 @@ class Connection:
     def _frames(self, data: bytes) -> None:
         """Take whole frames; what is left waits for the rest of it."""
         at, end = 0, len(data)
-        streams, limit = self.streams, self.options.frame_size
+        find, read_header, limit, largest = self.streams.get, f.read_header, self.options.frame_size, self._largest
+        half = self.options.stream_window // 2
         while end - at >= f.HEADER_SIZE:
-            high, low, kind, flags, number = f.read_header(data, at)
+            high, low, kind, flags, number = read_header(data, at)
             size = high << 16 | low
-            if size > limit:
-                raise f.ConnectionFailed(f.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
             start = at + f.HEADER_SIZE
-            at = start + size
-            if at > end:
-                at = start - f.HEADER_SIZE
+            stop = start + size
+            if stop > end or size > limit:
+                if size > limit:
+                    raise f.ConnectionFailed(f.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
                 break
-            if kind != f.DATA or self._block is not None or not self.greeted:
-                self._control(kind, flags, number & f.LAST_STREAM, data[start:at])
+            at = stop
+            if kind or not self._steady:
+                self._control(kind, flags, number & f.LAST_STREAM, data[start:stop])
                 if self.finished:
                     return
                 continue
             # The hot path: DATA, most often one whole message in one frame.
             self._room -= size
-            stream = streams.get(number & f.LAST_STREAM)
-            if stream is None or stream.remote_closed or flags & f.PADDED or stream.expected is not None or not size:
-                self._rare_data(flags, number & f.LAST_STREAM, data[start:at])
-            else:
-                stream.room -= size
-                if stream.room < 0:
-                    self._reset(stream, f.FLOW_CONTROL_ERROR)
-                    continue
-                if (
-                    stream.deframer.between
-                    and size >= PREFIX_SIZE
-                    and read_prefix(data, start) == (0, size - PREFIX_SIZE)
-                    and size <= self.options.max_receive
-                ):
-                    stream.message(data[start + PREFIX_SIZE : at])
-                else:
-                    stream.part(data[start:at])
-                if flags & f.END_STREAM:
-                    if not stream.ended:
-                        stream.half_closed()
-                elif stream.room * 2 < self.options.stream_window and not stream.ended:
-                    stream.replenish()
-            if self._room * 2 < CONNECTION_WINDOW:
-                self._replenish()
+            stream = find(number)
+            if (
+                stream is None
+                or flags
+                or not stream.plain
+                or not PREFIX_SIZE <= size <= largest
+                or read_prefix(data, start) != (0, size - PREFIX_SIZE)
+            ):
+                self._data(flags, number & f.LAST_STREAM, data, start, stop)
+                continue
+            stream.room -= size
+            if stream.room < 0:
+                self._reset(stream, f.FLOW_CONTROL_ERROR)
+                continue
+            stream.message(data[start + PREFIX_SIZE : stop])
+            if stream.room < half and not stream.ended:
+                stream.replenish()
+        if self._room * 2 < CONNECTION_WINDOW:
+            self._replenish()
         self._tail = data[at:] if at else data
 
     def _replenish(self) -> None:
@@ -266,24 +266,27 @@ class Connection:
         self.out.append(f.window_update(0, CONNECTION_WINDOW - self._room))
         self._room = CONNECTION_WINDOW
 
-    def _rare_data(self, flags: int, number: int, payload: bytes) -> None:
-        """DATA that is padded, empty, counted by content-length, or for no open stream."""
+    def _data(self, flags: int, number: int, data: bytes, start: int, stop: int) -> None:
+        """DATA that is more or less than one message, padded, empty, counted by content-length, for no open stream, or
+        the last."""
         stream = self.streams.get(number)
         if stream is None or stream.remote_closed:
             self._stray(f.DATA, number)
             return
-        stream.room -= len(payload)
+        stream.room -= stop - start
         if stream.room < 0:
             self._reset(stream, f.FLOW_CONTROL_ERROR)
             return
-        data = f.unpadded(payload, flags)
+        if flags & f.PADDED:
+            data = f.unpadded(data[start:stop], flags)
+            start, stop = 0, len(data)
         if stream.expected is not None:
-            stream.expected -= len(data)
+            stream.expected -= stop - start
             if stream.expected < 0 or (flags & f.END_STREAM and stream.expected):
                 self._reset(stream, f.PROTOCOL_ERROR)
                 return
-        if data:
-            stream.part(data)
+        if stop > start:
+            stream.part(data, start, stop)
         elif not flags & f.END_STREAM:
             self.guard.idle_frame()
         if stream.ended:
@@ -347,6 +350,7 @@ class Connection:
             self._block_done(number, flags, payload)
         else:
             self._block = (number, flags, [payload], len(payload))
+            self._steady = False
 
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
         if self._block is None:
@@ -360,6 +364,7 @@ class Connection:
             self._block = (first, first_flags, parts, size)
             return
         self._block = None
+        self._steady = True
         self._block_done(first, first_flags, b"".join(parts))
 
     def _block_done(self, number: int, flags: int, block: bytes) -> None:
@@ -397,14 +402,14 @@ class Connection:
             self._refuse(number, f.REFUSED_STREAM)
             return
         method = self._methods.get(head.path)
-        if method is None or head.method != "POST" or not _is_grpc(head.content_type):
+        if method is None or not head.grpc:
             self._refuse_call(number, flags, head)
             return
         deframer = Deframer(self.options.max_receive, head.encoding)
         stream = self.streams[number] = Stream(self, number, method.open(head.metadata), deframer)
         stream.stays = method.stays
         if head.length is not None:
-            stream.expected = head.length
+            stream.expected, stream.plain = head.length, False
         if head.timeout is not None:
             stream.expire_after(head.timeout)
         if flags & f.END_STREAM:
@@ -420,7 +425,7 @@ class Connection:
             return
         if head.method != "POST":
             block = refused(405, Code.INTERNAL, f"the method is {head.method}, and gRPC is POST")
-        elif not _is_grpc(head.content_type):
+        elif not is_grpc(head.content_type):
             block = refused(415, Code.INTERNAL, f"the content-type {head.content_type!r} is not application/grpc")
         else:
             block = refused(200, Code.UNIMPLEMENTED, f"unknown method {head.path}")
@@ -460,7 +465,7 @@ class Connection:
             if payload:
                 raise f.ConnectionFailed(f.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
             return
-        self.greeted = True
+        self.greeted = self._steady = True
         for key, value in f.read_settings(payload):
             if key == f.INITIAL_WINDOW_SIZE:
                 self._initial_window(value)
@@ -521,11 +526,6 @@ class Connection:
         else:
             stream.window += increment
             stream.resume()
-
-
-def _is_grpc(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/grpc" or kind.startswith("application/grpc+")
 
 
 _Handler = Callable[[Connection, int, int, bytes], None]

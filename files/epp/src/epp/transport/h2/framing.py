@@ -15,6 +15,7 @@ read_prefix = struct.Struct(">BL").unpack_from
 """The compressed flag and the length of a message."""
 
 PREFIX_SIZE = 5
+_VIEW_SHARE = 16
 _VIEW_FROM = 4096
 """Bytes from which a part of a message is kept as a view of what was read, and not copied."""
 
@@ -55,8 +56,17 @@ class Deframer:
         self._parts: list[bytes | memoryview] = []
         self._missing = 0
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that ``data`` completes. Raises CallError for one that is not taken."""
+    def feed(self, data: bytes, start: int, stop: int) -> list[bytes]:
+        """The messages that bytes ``start`` to ``stop`` of ``data`` complete. Raises CallError for one that is not
+        taken."""
+        size = stop - start
+        if self._missing > size:
+            # A view keeps all of ``data`` in memory, so it is taken only of what is a good part of it.
+            view = size >= _VIEW_FROM and size * _VIEW_SHARE >= len(data)
+            self._parts.append(memoryview(data)[start:stop] if view else data[start:stop])
+            self._missing -= size
+            return []
+        data = data[start:stop]
         if self._prefix:
             data, self._prefix = self._prefix + data, b""
         messages: list[bytes] = []

@@ -56,6 +56,8 @@ class Head:
     """What content-length announces; None when it is not there."""
     trailers: bool = False
     """No pseudo-header at all: these are trailers."""
+    grpc: bool = False
+    """A call of gRPC: method and content type are as they must be."""
 
 
 class HeadDecoder:
@@ -110,16 +112,24 @@ def read(fields: Sequence[tuple[bytes, bytes]]) -> Head:
         missing = [name for name in (b":method", b":scheme", b":path") if not pseudo.get(name)]
         if missing and pseudo.get(b":method") != b"CONNECT":
             raise Malformed(f"a request without {missing[0].decode()}")
+    method, content_type = pseudo.get(b":method", b"").decode("latin-1"), values.get("content-type", "")
     return Head(
-        method=pseudo.get(b":method", b"").decode("latin-1"),
+        method=method,
         path=pseudo.get(b":path", b"").decode("latin-1"),
-        content_type=values.get("content-type", ""),
+        content_type=content_type,
         metadata=tuple(metadata),
         timeout=_timeout(values.get("grpc-timeout")),
         encoding=values.get("grpc-encoding", ""),
         length=_length(values.get("content-length")),
         trailers=not pseudo,
+        grpc=method == "POST" and is_grpc(content_type),
     )
+
+
+def is_grpc(content_type: str) -> bool:
+    """Whether a body of this type is made of messages of gRPC."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/grpc" or kind.startswith("application/grpc+")
 
 
 def _pseudo(name: bytes, value: bytes, seen: dict[bytes, bytes], regular: bool) -> None:

@@ -52,6 +52,7 @@ class Stream:
         "exchange",
         "expected",
         "number",
+        "plain",
         "remote_closed",
         "room",
         "stays",
@@ -74,6 +75,8 @@ class Stream:
         """Over: the exchange is closed, and nothing is sent any more."""
         self.stays = False
         """The end of the peer's messages does not end the call (a watch)."""
+        self.plain = True
+        """The next byte begins a message, nothing counts the bytes, and the peer may send more."""
         self.expected: int | None = None
         """Bytes of body still to come, where content-length has announced them."""
         self.stuck = 0
@@ -113,13 +116,14 @@ class Stream:
         if self._answers is not None:
             self._go_on()
 
-    def part(self, data: bytes) -> None:
-        """Bytes that are not just one message."""
+    def part(self, data: bytes, start: int, stop: int) -> None:
+        """Bytes ``start`` to ``stop`` of ``data``, which are not just one message."""
         try:
-            messages = self.deframer.feed(data)
+            messages = self.deframer.feed(data, start, stop)
         except CallError as error:
             self.finish(error.code, str(error))
             return
+        self.plain = self.deframer.between and self.expected is None
         for each in messages:
             if self.ended:
                 return
@@ -128,6 +132,7 @@ class Stream:
     def half_closed(self) -> None:
         """The peer has sent everything."""
         self.remote_closed = True
+        self.plain = False
         if self.deframer.between:
             self._go_on()
         else:
@@ -179,8 +184,7 @@ class Stream:
             self._failed(error)
             return
         if type(answers) is tuple:  # most are
-            sent = self._send_now(answers)
-            if sent < len(answers):
+            if answers and (sent := self._send_now(answers)) < len(answers):
                 self._answers = iter(answers[sent:])
             elif self.exchange.done:
                 self.finish(Code.OK)
@@ -195,22 +199,22 @@ class Stream:
         connection = self.connection
         if connection.paused:
             return 0
-        out, window, most = connection.out, min(self.window, connection.window), connection.frame_size
-        sent = spent = 0
+        out, most, number = connection.out, connection.frame_size, self.number
+        window = room = self.window if self.window < connection.window else connection.window
+        sent = 0
         for answer in answers:
             length = len(answer)
             size = length + PREFIX_SIZE
-            if size > most or spent + size > window:
+            if size > most or size > room:
                 break
             if not self.answered:
                 self.answered = True
-                connection.send_headers(self.number, RESPONSE, 0)
-            out.append(_DATA_HEAD(size >> 16, size & 0xFFFF, f.DATA, 0, self.number, 0, length))
-            out.append(answer)
-            spent += size
+                connection.send_headers(number, RESPONSE, 0)
+            out += (_DATA_HEAD(size >> 16, size & 0xFFFF, 0, 0, number, 0, length), answer)
+            room -= size
             sent += 1
-        self.window -= spent
-        connection.window -= spent
+        self.window -= window - room
+        connection.window -= window - room
         return sent
 
     def _decided(self, task: asyncio.Task[Iterable[bytes]]) -> None:

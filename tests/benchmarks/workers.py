@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a second worker brings: one picker with one process that decides, one with two, in turns.
+
+``python -m benchmarks.workers --help``. Conversations ask several times, every time with a longer prompt, on whichever
+connection is free; a request counts as a hit when it goes to an endpoint that has had the conversation's prompt before.
+
+Throughput is told twice. As measured, which says something only where the picker had a core for each worker beside the
+generator and whatever else the machine did; the output says how many it had. And by CPU time: what the busiest of its
+processes could do in a second of a core of its own, which needs no free cores, and is what two of them would allow.
+
+Exit status: 0 the bounds are met, 1 one is missed, 3 there were too few free cores, or it was too noisy, to tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ports import free_port
+
+from benchmarks import direct, rig
+from benchmarks.ratios import Ratio, percentile, ratio
+
+HOSTS = tuple(f"127.86.0.{number}" for number in range(1, 9))
+TURNS = 6
+CONNECTIONS, STREAMS = 8, 16
+CONVERSATIONS = 2000
+"""At the same time: nobody reads an answer and asks again within milliseconds."""
+THROUGHPUT = 1.7
+"""Two workers over one, with two free cores."""
+HITS = 0.02
+"""How much fewer of the requests may be hits."""
+WARM_UP_SECONDS = 1.0
+REST_SECONDS = 0.5
+"""Before each round, so that nothing of the last one is left."""
+
+
+class Conversations(direct.Source):
+    """So many at the same time; one that has ended makes room for a new one."""
+
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        """``size`` is the bytes that each turn adds."""
+        self._chance = random.Random(seed)
+        self._size = size
+        self._texts = [b""] * count
+        self._seen: list[set[bytes]] = [set() for _ in range(count)]
+        self._turns = [0] * count
+        self._idle = list(range(count))
+        self.hits = self.possible = 0
+
+    def next(self) -> tuple[int, bytes]:
+        """The next turn of a conversation that waits for no answer."""
+        at = self._chance.randrange(len(self._idle))
+        self._idle[at], self._idle[-1] = self._idle[-1], self._idle[at]
+        number = self._idle.pop()
+        if self._turns[number] == TURNS:
+            self._texts[number], self._seen[number], self._turns[number] = b"", set(), 0
+        self._turns[number] += 1
+        self._texts[number] += f" {uuid.uuid4()} ".encode().ljust(self._size, b"w")
+        return number, self._texts[number]
+
+    def went(self, number: int, destination: bytes) -> None:
+        """One is answered."""
+        seen = self._seen[number]
+        if seen:
+            self.possible += 1
+            self.hits += destination in seen
+        seen.add(destination)
+        self._idle.append(number)
+
+
+@dataclass
+class Reading:
+    """One arrangement, round by round."""
+
+    workers: int
+    throughput: list[float] = field(default_factory=list)
+    """Requests a second, as measured."""
+    capacity: list[float] = field(default_factory=list)
+    """Requests for each second of the busiest process's CPU time."""
+    cpu: list[float] = field(default_factory=list)
+    """CPU seconds per request, all processes."""
+    parent: list[float] = field(default_factory=list)
+    """Of it those of the process that decides nothing; 0 where there is none."""
+    client: list[float] = field(default_factory=list)
+    """CPU seconds per request of the generator."""
+    p99: list[float] = field(default_factory=list)
+    """Seconds until the decision."""
+    hits: list[float] = field(default_factory=list)
+    """The share of hits among the requests that could be one."""
+    free: list[float] = field(default_factory=list)
+    """Cores that neither the generator nor anybody else used."""
+
+
+def processes(epp: rig.Epp) -> list[int]:
+    """The picker's processes, the one first that was started first."""
+    pid = epp.process.popen.pid
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all processes of this machine have used."""
+    fields = [int(each) for each in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def picker(endpoints: Path, workers: int) -> Iterator[rig.Epp]:
+    """One that serves with all its workers."""
+    with rig.epp(f"--endpoints-file={endpoints}", "--secure-serving=false", f"--workers={workers}") as epp:
+        epp.process.wait_for(lambda: rig.fetch(f"http://127.0.0.1:{epp.metrics_port}/healthz") == b"ok\n")
+        yield epp
+
+
+def measure(reading: Reading, epp: rig.Epp, source: Conversations, seconds: float) -> None:
+    """One round."""
+    pids = processes(epp)
+    before, busy, own = [rig.cpu_seconds(pid) for pid in pids], busy_seconds(), time.process_time()
+    result = direct.run(epp.grpc_port, source, CONNECTIONS, STREAMS, seconds)
+    own = time.process_time() - own
+    used = [rig.cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True)]
+    busy = busy_seconds() - busy - sum(used)
+    count = len(result.latencies)
+    reading.throughput.append(count / result.seconds)
+    reading.capacity.append(count / max(used))
+    reading.cpu.append(sum(used) / count)
+    reading.parent.append(used[0] / count if len(used) > 1 else 0.0)
+    reading.client.append(own / count)
+    reading.p99.append(percentile(result.latencies, 99))
+    reading.hits.append(source.hits / source.possible)
+    reading.free.append(max(0.0, (os.cpu_count() or 1) - busy / result.seconds))
+
+
+def run(endpoints: Path, rounds: int, seconds: float, size: int) -> list[Reading]:
+    """Both arrangements in turns, the first of them another one in every round."""
+    readings = [Reading(1), Reading(2)]
+    with contextlib.ExitStack() as stack:
+        epps = [stack.enter_context(picker(endpoints, reading.workers)) for reading in readings]
+        pairs = list(zip(readings, epps, strict=True))
+        for epp in epps:
+            direct.run(epp.grpc_port, Conversations(CONVERSATIONS, size, -1), CONNECTIONS, STREAMS, WARM_UP_SECONDS)
+        for seed in range(rounds):
+            print(f"round {seed + 1} of {rounds}", file=sys.stderr, flush=True)
+            for reading, epp in pairs if seed % 2 else reversed(pairs):
+                time.sleep(REST_SECONDS)
+                measure(reading, epp, Conversations(CONVERSATIONS, size, seed), seconds)
+    return readings
+
+
+def verdict(found: Ratio, bound: float) -> str:
+    """Whether at least ``bound`` is reached, as far as can be told."""
+    if found.low >= bound:
+        return "met"
+    return "missed" if found.high < bound else "too noisy"
+
+
+def judge(readings: Sequence[Reading]) -> list[tuple[str, Ratio, str]]:
+    """What is bounded: name, ratio of two workers to one, verdict."""
+    one, two = readings
+    measured = ratio(two.throughput, one.throughput)
+    enough = all(sorted(each.free)[len(each.free) // 2] >= two.workers for each in readings)
+    capacity, hits = ratio(two.capacity, one.capacity), ratio(two.hits, one.hits)
+    return [
+        ("throughput, as measured", measured, verdict(measured, THROUGHPUT) if enough else "too few free cores"),
+        ("throughput, by the busiest process's CPU time", capacity, verdict(capacity, THROUGHPUT)),
+        ("hits", hits, verdict(hits, 1 - HITS)),
+    ]
+
+
+def show(readings: Sequence[Reading]) -> None:
+    """For people."""
+    for each in readings:
+        print(f"{each.workers} worker(s)")
+        for name, values, scale, form in (
+            ("requests/s", each.throughput, 1, ".0f"),
+            ("requests per busiest core's second", each.capacity, 1, ".0f"),
+            ("CPU µs/request", each.cpu, 1e6, ".0f"),
+            ("of it the parent", each.parent, 1e6, ".0f"),
+            ("client's CPU µs/request", each.client, 1e6, ".0f"),
+            ("p99 ms", each.p99, 1e3, ".1f"),
+            ("hits", each.hits, 1, ".3f"),
+            ("free cores", each.free, 1, ".1f"),
+        ):
+            print(f"  {name:36}{' '.join(format(value * scale, form) for value in values)}")
+    one, two = readings
+    print(f"two ÷ one: CPU per request {ratio(two.cpu, one.cpu)}, p99 {ratio(two.p99, one.p99)}")
+    for name, found, told in judge(readings):
+        print(f"two ÷ one: {name}: {found}: {told}")
+    if any(told == "too few free cores" for _, _, told in judge(readings)):
+        print(f"fewer than {two.workers} cores were free: the throughput as measured says nothing of the bound")
+
+
+def main() -> int:
+    """Measure, print, keep the raw figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per round and arrangement")
+    parser.add_argument("--bytes", type=int, default=1000, help="that each turn of a conversation adds to its prompt")
+    parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
+    given = parser.parse_args()
+    port = free_port(HOSTS[0])
+    command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
+    process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
+    try:
+        process.wait_for(lambda: rig.connectable(port, HOSTS[-1]))
+        with tempfile.TemporaryDirectory(prefix="workers-") as folder:
+            file = rig.write_endpoints(Path(folder) / "endpoints.yaml", [f"{host}:{port}" for host in HOSTS])
+            readings = run(file, given.rounds, given.seconds, given.bytes)
+    finally:
+        process.close()
+    show(readings)
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps([asdict(each) for each in readings], indent=1) + "\n", encoding="utf-8")
+    verdicts = {told for _, _, told in judge(readings)}
+    return 1 if "missed" in verdicts else 0 if verdicts == {"met"} else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
