@@ -68,18 +68,9 @@ options:
     elements: str
     default: ["inference_pool_*", "inference_objective_request_total", "inference_objective_request_error_total"]
 extends_documentation_fragment:
+  - inferops.cluster.reading
   - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
-requirements:
-  - python >= 3.10
-  - PyYAML >= 5.1
-attributes:
-  check_mode:
-    details: Reads in check mode as well.
-    support: full
-  diff_mode:
-    details: Nothing changes.
-    support: none
 seealso:
   - module: inferops.cluster.inference_request
 """

@@ -77,7 +77,8 @@ options:
     default: {}
   headers:
     description:
-      - More headers of the request.
+      - More headers of the request. They may be secret, so what they say is in no output; values of fewer than eight
+        characters are, as they would blot out half of it.
     type: dict
     default: {}
   concurrency:
@@ -223,7 +224,7 @@ failed_count:
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kubernetes.core.plugins.module_utils.args_common import AUTH_ARG_SPEC
@@ -233,6 +234,7 @@ from ansible_collections.inferops.cluster.plugins.module_utils.errors import Clu
 from ansible_collections.inferops.cluster.plugins.module_utils.judging import EXPECTATIONS, Judge
 
 Json = Dict[str, Any]
+SECRET_LENGTH = 8
 
 
 def argument_spec() -> Json:
@@ -252,7 +254,7 @@ def argument_spec() -> Json:
         "path": {"type": "str", "choices": ["chat/completions", "completions"], "default": "chat/completions"},
         "stream": {"type": "bool", "default": False},
         "parameters": {"type": "dict", "default": {}},
-        "headers": {"type": "dict", "default": {}},
+        "headers": {"type": "dict", "default": {}, "no_log": True},
         "concurrency": {"type": "int", "default": 1},
         "timeout": {"type": "int", "default": 120},
         "expect": {"type": "dict", "options": EXPECTATIONS},
@@ -293,12 +295,24 @@ def send_all(params: Json) -> List[Json]:
         return list(pool.map(send, params["prompts"]))
 
 
+def guard(no_log_values: Set[str], headers: Json) -> None:
+    """Have only those values of headers blotted out that can be secret, and of credentials what stands behind their
+    scheme, too: servers quote it alone."""
+    for value in map(str, headers.values()):
+        if len(value) < SECRET_LENGTH:
+            no_log_values.discard(value)
+        scheme, _space, credentials = value.partition(" ")
+        if scheme and len(credentials) >= SECRET_LENGTH:
+            no_log_values.add(credentials)
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[["url", "service"]],
         mutually_exclusive=[["url", "service"]],
     )  # fmt: skip
+    guard(module.no_log_values, module.params["headers"])
     if module.params["concurrency"] < 1:
         module.fail_json(msg=f"concurrency is {module.params['concurrency']}, but must be 1 or more")
     expect = module.params["expect"]

@@ -32,15 +32,6 @@ Json = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def kubeconfig() -> str:
-    """The cluster that KUBECONFIG names, else the lab's."""
-    path = os.environ.get("KUBECONFIG") or str(ROOT / ".lab" / "kubeconfig")
-    if not Path(path).exists():
-        pytest.fail(f"no cluster: {path} does not exist. Start the lab (make lab-up), or set KUBECONFIG", pytrace=False)
-    return path
-
-
-@pytest.fixture(scope="session")
 def configuration(kubeconfig: str) -> client.Configuration:
     found = client.Configuration()
     config.load_kube_config(kubeconfig, client_configuration=found)  # type: ignore[no-untyped-call]

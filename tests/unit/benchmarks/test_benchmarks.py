@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,13 @@ class TestWorkers:
     )
     def test_verdicts(self, throughput: float, hits: float, free: float, verdicts: list[str]) -> None:
         assert [told for _, _, told in workers.judge(self.readings(throughput, hits, free))] == verdicts
+
+    def test_the_page_has_them(self, tmp_path: Path) -> None:
+        found = [asdict(each) for each in self.readings(170.0, 0.9, 2.5)]
+        (tmp_path / "workers.json").write_text(json.dumps(found))
+        report.write(tmp_path, page := tmp_path / "performance.md")
+        assert "| 2 | 170 | 180 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
+        assert "throughput, as measured, two ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
 
     def test_what_is_missing_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         workers.show(self.readings(170.0, 0.9, 0.5))

@@ -244,13 +244,13 @@ class TestEnvironment:
                 "LATENCY_MAX_SAMPLE_SIZE": "5",
                 "LATENCY_FLUSH_INTERVAL_SEC": "2",
                 "LATENCY_HTTP_TIMEOUT_SEC": "3",
-                "LATENCY_MAX_BULK_SIZE": "50",
+                "LATENCY_MAX_COALESCED_ROWS": "50",
                 "LATENCY_COALESCE_WINDOW_MS": "0",
                 "LATENCY_MAX_CONCURRENT_DISPATCHES": "4",
             }
         )
         assert found == PredictorOptions("http://t:1", ("http://a:1", "http://b:2"), 5, 2.0, 3.0, 50, 0.0, 4)
 
-    @pytest.mark.parametrize("value", ["", "x", "-1", "0", "101", "٣"])
+    @pytest.mark.parametrize("value", ["", "x", "-1", "0", "10001", "٣"])
     def test_nonsense(self, value: str) -> None:
-        assert PredictorOptions.from_environment({"LATENCY_MAX_BULK_SIZE": value}).max_rows == 100
+        assert PredictorOptions.from_environment({"LATENCY_MAX_COALESCED_ROWS": value}).max_rows == 5000

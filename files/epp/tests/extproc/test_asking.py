@@ -173,7 +173,9 @@ def test_a_broken_follower_costs_nothing(wire: Any) -> None:
     run(work)
 
 
-def test_nobody_waits_longer_than_the_bound(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_longer_than_the_bound(
+    wire: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(scheduler, "PREPARE_SECONDS", 0.02)
 
     async def work() -> None:
@@ -181,6 +183,8 @@ def test_nobody_waits_longer_than_the_bound(wire: Any, monkeypatch: pytest.Monke
         exchange, reply = world.open()
         assert destination(wire, await reply) == "10.0.0.1:8000"
         assert "answered" not in Asker.order
+        (said,) = [record for record in caplog.records if "took more than 0.02 s" in record.message]
+        assert said.exc_info is None
         exchange.close("OK")
         assert world.figure("plugin_duration_seconds_count", 'extension_point="Prepare"') == 1
 

@@ -13,7 +13,7 @@ Parameters:
     contextTTL, samplingMean, maxDecodeTokenSamplesForPrediction, inFlightLoadProducerName: not needed.
 Environment: PREDICTION_SERVER_URL (``http://localhost:8001``; several with commas), TRAINING_SERVER_URL
 (``http://localhost:8000``), and the reference's LATENCY_MAX_SAMPLE_SIZE (1000), LATENCY_FLUSH_INTERVAL_SEC (1),
-LATENCY_HTTP_TIMEOUT_SEC (10), LATENCY_MAX_BULK_SIZE (100), LATENCY_COALESCE_WINDOW_MS (1) and
+LATENCY_HTTP_TIMEOUT_SEC (10), LATENCY_MAX_COALESCED_ROWS (5000), LATENCY_COALESCE_WINDOW_MS (1) and
 LATENCY_MAX_CONCURRENT_DISPATCHES (36).
 Features of an endpoint: used part of its KV cache, requests that wait, requests and prompt tokens in flight there,
 tokens of the prompt, cached part of the prompt, its role.
@@ -227,23 +227,27 @@ class PredictedLatencyProducer(AsyncProducer, Background, RequestHook):
     def _features(self, request: InferenceRequest, endpoints: list[Endpoint]) -> Mapping[Endpoint, Features]:
         label, tokens = self._parameters.endpoint_role_label, request.prompt_tokens
         cached = shares(match_of(request, self._prefixes), endpoints)
-        found = request.attributes.get(self._pictures) if self._pictures else None
-        seen = found if isinstance(found, ItemMatch) else ItemMatch((), {})
-        return {
+        rows = {
             endpoint: Features(
-                min(1.0, max(0.0, load.kv_usage(endpoint))),
+                min(1.0, load.kv_usage(endpoint)),
                 tokens,
                 load.waiting(endpoint),
                 endpoint.inflight,
                 1,
-                min(1.0, share),
-                max(0, endpoint.inflight_tokens),
-                encoder_input_size=len(seen.items),
-                encoder_matched_size=min(len(seen.items), int(seen.matched.get(endpoint, 0.0))),
-                pod_type=endpoint.labels.get(label, "") if label else "",
+                share,
+                endpoint.inflight_tokens,
             )
             for endpoint, share in zip(endpoints, cached, strict=True)
         }
+        if label:
+            for endpoint, row in rows.items():
+                row.pod_type = endpoint.labels.get(label, "")
+        seen = request.attributes.get(self._pictures) if self._pictures else None
+        if isinstance(seen, ItemMatch):
+            for endpoint, row in rows.items():
+                row.encoder_input_size = len(seen.items)
+                row.encoder_matched_size = int(seen.matched.get(endpoint, 0.0))
+        return rows
 
     def _has_tpot(self, endpoint: Endpoint) -> bool:
         """Whether the time per token means anything there."""

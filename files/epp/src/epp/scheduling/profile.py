@@ -55,10 +55,20 @@ class Failures:
 
     def report(self, plugin: Plugin, consequence: str) -> None:
         """Call this while handling the exception."""
-        now, key = time.monotonic(), (plugin.name, consequence)
-        if now - self.last.get(key, -ERROR_INTERVAL) >= ERROR_INTERVAL:
-            self.last[key] = now
+        if self._is_time(plugin, consequence):
             log.exception("plugin %s (%s) failed; %s", plugin.name, plugin.TYPE, consequence)
+
+    def late(self, plugin: Plugin, seconds: float, consequence: str) -> None:
+        """It has not ended within ``seconds``, and was given up."""
+        if self._is_time(plugin, consequence):
+            log.warning("plugin %s (%s) took more than %g s; %s", plugin.name, plugin.TYPE, seconds, consequence)
+
+    def _is_time(self, plugin: Plugin, consequence: str) -> bool:
+        now, key = time.monotonic(), (plugin.name, consequence)
+        if now - self.last.get(key, -ERROR_INTERVAL) < ERROR_INTERVAL:
+            return False
+        self.last[key] = now
+        return True
 
 
 class ProfileRunner:

@@ -291,11 +291,15 @@ class Scheduler:
     async def _ask(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
         assert isinstance(producer, AsyncProducer)
         started = time.perf_counter()
+        consequence = "the request is scheduled without what it asks for"
         try:
-            async with asyncio.timeout(PREPARE_SECONDS):
+            async with asyncio.timeout(PREPARE_SECONDS) as deadline:
                 await producer.prepare(request, candidates)
         except Exception:
-            self._failures.report(producer, "the request is scheduled without what it asks for")
+            if deadline.expired():
+                self._failures.late(producer, PREPARE_SECONDS, consequence)
+            else:
+                self._failures.report(producer, consequence)
         self._asking[producer](time.perf_counter() - started)
 
     def _screen(self, request: InferenceRequest, candidates: list[Endpoint]) -> list[Endpoint]:
