@@ -16,8 +16,8 @@ author:
 description:
   - Asks every replica of an endpoint picker what it knows of its endpoints (load, cache, adapters, and how old these
     readings are), and where it has sent the last requests, with the scores and the reason.
-  - Reaches the pods through the API server, so that no address outside of the cluster is needed, but the right to
-    C(get) C(pods/proxy).
+  - Reaches the pods through the API server, so that no address outside of the cluster is needed, but the rights to
+    C(get) its Service, to C(list) pods and to C(get) C(pods/proxy) in O(namespace).
   - From pickers of other makes, only O(metrics) can be had.
 options:
   namespace:
@@ -46,7 +46,7 @@ options:
         C(/debug/decisions).
     type: str
   token:
-    description: A token to show instead.
+    description: A token to show instead. Not together with O(service_account).
     type: str
   gather:
     description: What to ask for.

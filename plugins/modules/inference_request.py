@@ -22,13 +22,13 @@ description:
 options:
   url:
     description:
-      - Address of the API, ending in C(/v1).
-      - One of O(url) and O(service) is required.
+      - Address of the API, with the path below which it is, for example C(http://llm.example.com/v1).
+      - Either O(url) or O(service) is required.
     type: str
   service:
     description:
-      - A Service in the cluster, reached through its API server. No address outside of the cluster is needed, but the
-        right to C(create) and C(get) C(services/proxy).
+      - A Service in the cluster that has the API below C(/v1), reached through the API server. No address outside of
+        the cluster is needed, but the right to C(create) C(services/proxy).
     type: dict
     suboptions:
       namespace:
@@ -45,7 +45,9 @@ options:
         required: true
   inference_key:
     description:
-      - Key for the API.
+      - Key for the API. None is sent if it is empty.
+      - It goes along as C(Authorization), as OpenAI's does; through O(service), where the API server takes that header
+        for itself, as C(x-litellm-api-key), which LiteLLM takes as well.
     type: str
     default: ""
   model:
@@ -93,7 +95,8 @@ options:
     default: 120
   served_header:
     description:
-      - Header of the answer that names the server.
+      - Header of the answer that names the server. The default is what LiteLLM makes of the gateway's header; where the
+        gateway itself is asked, it is C(x-gateway-destination-endpoint-served).
     type: str
     default: llm_provider-x-gateway-destination-endpoint-served
   expect:
@@ -112,7 +115,7 @@ options:
         type: list
         elements: str
       text:
-        description: Regular expression that its text must contain a match of.
+        description: Regular expression, in Python's syntax, that its text must contain a match of.
         type: str
       finish_reason:
         description: Why the text may have ended, for example V(stop).
@@ -152,6 +155,13 @@ EXAMPLES = r"""
     concurrency: 10
     parameters: {max_tokens: 16}
   register: answers
+
+- name: Look for the pods of the model
+  inferops.cluster.objects_info:
+    queries:
+      - {api_version: v1, kind: Pod, namespace: llm-platform, label_selector: inferops.cluster/model=llama-70b}
+    fields: [status.podIP]
+  register: pods
 
 - name: One completion that must begin within a second, and come from a pod of the model
   inferops.cluster.inference_request:
@@ -197,16 +207,16 @@ responses:
       description: What the header O(served_header) says; empty if it is not there.
       type: str
     usage:
-      description: Numbers of tokens.
+      description: Numbers of tokens, as the API tells them (C(prompt_tokens), C(completion_tokens) and others).
       type: dict
     finish_reason:
       description: Why the text ended.
       type: str
     chunks:
-      description: Pieces in which it came.
+      description: Number of pieces in which it came; 0 without O(stream).
       type: int
     first_token_seconds:
-      description: Seconds to the first piece of text.
+      description: Seconds to the first piece of text; null without O(stream), and if no text came.
       type: float
     seconds:
       description: Seconds to the end.

@@ -170,6 +170,21 @@ def waiter(tmp_path: Path, kubeconfig: str) -> Callable[..., Json]:
     return run
 
 
+Info = Callable[..., Json]
+
+
+@pytest.fixture
+def info(tmp_path: Path, kubeconfig: str) -> Info:
+    """Ask with objects_info."""
+
+    def run(queries: list[Json], **options: Any) -> Json:
+        return _program(
+            "objects_info", tmp_path, {"kubeconfig": kubeconfig, "queries": queries, **options}, False, False
+        )
+
+    return run
+
+
 @pytest.fixture
 def playbook(tmp_path: Path, kubeconfig: str) -> Run:
     """Run tasks one after the other in one playbook, and give back what each returned.
