@@ -166,8 +166,8 @@ def workers(record: Sequence[Record]) -> str:
         rest = [f"{statistics.median(each.hits):.3f}", f"{statistics.median(each.free):.1f}"]
         rows.append([str(each.workers), *counts, *costs, *rest])
     text = (
-        "Whole ext_proc exchanges without a gateway. The busiest process's CPU time tells what there would be with a\n"
-        "free core for each process; requests a second depend on how many cores were free beside the generator.\n"
+        "Whole ext_proc exchanges without a gateway, as many streams for every worker. With fewer free cores than\n"
+        "workers beside the generator, throughput says little, by the busiest process's CPU time a bit more.\n"
     )
     head = ("workers", "requests/s", "per s of the busiest", "CPU µs/request", "of it the parent", "hits", "free cores")
     lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]

@@ -150,7 +150,7 @@ class TestWorkers:
         [
             (170.0, 0.89, 2.5, ["met", "met", "met"]),
             (160.0, 0.87, 2.5, ["missed", "met", "missed"]),
-            (170.0, 0.9, 1.9, ["too few free cores", "met", "met"]),
+            (170.0, 0.9, 1.9, [workers.FEW, workers.FEW, "met"]),
         ],
     )
     def test_verdicts(self, throughput: float, hits: float, free: float, verdicts: list[str]) -> None:
