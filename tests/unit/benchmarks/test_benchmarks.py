@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, metrics, report, workers
+from benchmarks import datapath, hotpath, metrics, report, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, ratio
+from benchmarks.rig import RigError
 
 CASE = Case(FULL_DUPLEX, Shape(3200, 16), {"cpu": 0.4})
 
@@ -36,6 +37,23 @@ def test_the_interval_holds_the_ratio_and_grows_with_the_spread() -> None:
     steady, shaky = ratio([1.9, 2.0, 2.1, 2.0], [4.0] * 4), ratio([1.0, 2.0, 3.0, 2.0], [4.0] * 4)
     assert steady.low <= steady.value <= steady.high
     assert shaky.spread > steady.spread
+
+
+@pytest.mark.parametrize("case", hotpath.CASES, ids=lambda case: case.name)
+def test_requests_without_sockets_are_routed(case: hotpath.Case) -> None:
+    rooms = hotpath.Rooms()
+    hotpath.check(rooms, case)
+    working, collecting = hotpath.exchange(rooms.service, replace(case, batches=1), seed=2)
+    assert working > 0.0
+    assert collecting >= 0.0
+    assert rooms.service.streams == 0
+
+
+def test_what_errors_cost_is_not_measured() -> None:
+    rooms = hotpath.Rooms()
+    rooms.datastore.replace(())
+    with pytest.raises(RigError, match="not every request was routed"):
+        hotpath.check(rooms, hotpath.CASES[0])
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0])])
