@@ -16,8 +16,8 @@ author:
 description:
   - Asks every replica of an endpoint picker what it knows of its endpoints (load, cache, adapters, and how old these
     readings are), and where it has sent the last requests, with the scores and the reason.
-  - Reaches the pods through the API server, so that no address outside of the cluster is needed, but the right to
-    C(get) C(pods/proxy).
+  - Reaches the pods through the API server, so that no address outside of the cluster is needed, but the rights to
+    C(get) its Service, to C(list) pods and to C(get) C(pods/proxy) in O(namespace).
   - From pickers of other makes, only O(metrics) can be had.
 options:
   namespace:
@@ -46,7 +46,7 @@ options:
         C(/debug/decisions).
     type: str
   token:
-    description: A token to show instead.
+    description: A token to show instead. Not together with O(service_account).
     type: str
   gather:
     description: What to ask for.
@@ -68,18 +68,9 @@ options:
     elements: str
     default: ["inference_pool_*", "inference_objective_request_total", "inference_objective_request_error_total"]
 extends_documentation_fragment:
+  - inferops.cluster.reading
   - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
-requirements:
-  - python >= 3.10
-  - PyYAML >= 5.1
-attributes:
-  check_mode:
-    details: Reads in check mode as well.
-    support: full
-  diff_mode:
-    details: Nothing changes.
-    support: none
 seealso:
   - module: inferops.cluster.inference_request
 """

@@ -20,7 +20,10 @@ description:
     Discovery and of the GPU operator; where these do not run, it is null.
 options:
   nodes:
-    description: Names of the nodes to tell about. A name that the cluster does not have is an error.
+    description:
+      - Names of the nodes to tell about; all if neither they nor O(label_selector) are given. A name that the cluster
+        does not have is an error. With O(label_selector), the nodes must have its labels, too.
+      - In any case, only those that have GPUs are told about.
     type: list
     elements: str
     default: []
@@ -44,18 +47,9 @@ options:
     type: bool
     default: true
 extends_documentation_fragment:
+  - inferops.cluster.reading
   - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
-requirements:
-  - python >= 3.10
-  - PyYAML >= 5.1
-attributes:
-  check_mode:
-    details: Reads in check mode as well.
-    support: full
-  diff_mode:
-    details: Nothing changes.
-    support: none
 seealso:
   - module: inferops.cluster.cluster_wait
 """
@@ -165,10 +159,19 @@ nodes:
       pods:
         - {namespace: llm, name: llama-0, phase: Running, owner: StatefulSet llama, requests: {nvidia.com/gpu: 4}}
 pending:
-  description: Pods that ask for GPUs and are on no node yet, with the scheduler's C(reason).
+  description:
+    - Pods of the whole cluster that ask for GPUs and are on no node yet - C(namespace), C(name), C(phase), C(owner) and
+      C(requests) as in RV(nodes[].pods), and the scheduler's C(reason). Empty without O(pods).
   returned: success
   type: list
   elements: dict
+  sample:
+    - namespace: llm
+      name: llama-1
+      phase: Pending
+      owner: StatefulSet llama
+      requests: {nvidia.com/gpu: 8}
+      reason: 0/3 nodes are available, 3 Insufficient nvidia.com/gpu.
 totals:
   description: For each GPU resource C(capacity), C(allocatable), C(requested) and C(free) of these nodes together.
   returned: success

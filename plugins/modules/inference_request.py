@@ -22,13 +22,13 @@ description:
 options:
   url:
     description:
-      - Address of the API, ending in C(/v1).
-      - One of O(url) and O(service) is required.
+      - Address of the API, with the path below which it is, for example C(http://llm.example.com/v1).
+      - Either O(url) or O(service) is required.
     type: str
   service:
     description:
-      - A Service in the cluster, reached through its API server. No address outside of the cluster is needed, but the
-        right to C(create) and C(get) C(services/proxy).
+      - A Service in the cluster that has the API below C(/v1), reached through the API server. No address outside of
+        the cluster is needed, but the right to C(create) C(services/proxy).
     type: dict
     suboptions:
       namespace:
@@ -45,7 +45,9 @@ options:
         required: true
   inference_key:
     description:
-      - Key for the API.
+      - Key for the API. None is sent if it is empty.
+      - It goes along as C(Authorization), as OpenAI's does; through O(service), where the API server takes that header
+        for itself, as C(x-litellm-api-key), which LiteLLM takes as well.
     type: str
     default: ""
   model:
@@ -77,7 +79,8 @@ options:
     default: {}
   headers:
     description:
-      - More headers of the request.
+      - More headers of the request. They may be secret, so what they say is in no output; values of fewer than eight
+        characters are, as they would blot out half of it.
     type: dict
     default: {}
   concurrency:
@@ -92,7 +95,8 @@ options:
     default: 120
   served_header:
     description:
-      - Header of the answer that names the server.
+      - Header of the answer that names the server. The default is what LiteLLM makes of the gateway's header; where the
+        gateway itself is asked, it is C(x-gateway-destination-endpoint-served).
     type: str
     default: llm_provider-x-gateway-destination-endpoint-served
   expect:
@@ -111,7 +115,7 @@ options:
         type: list
         elements: str
       text:
-        description: Regular expression that its text must contain a match of.
+        description: Regular expression, in Python's syntax, that its text must contain a match of.
         type: str
       finish_reason:
         description: Why the text may have ended, for example V(stop).
@@ -151,6 +155,13 @@ EXAMPLES = r"""
     concurrency: 10
     parameters: {max_tokens: 16}
   register: answers
+
+- name: Look for the pods of the model
+  inferops.cluster.objects_info:
+    queries:
+      - {api_version: v1, kind: Pod, namespace: llm-platform, label_selector: inferops.cluster/model=llama-70b}
+    fields: [status.podIP]
+  register: pods
 
 - name: One completion that must begin within a second, and come from a pod of the model
   inferops.cluster.inference_request:
@@ -196,16 +207,16 @@ responses:
       description: What the header O(served_header) says; empty if it is not there.
       type: str
     usage:
-      description: Numbers of tokens.
+      description: Numbers of tokens, as the API tells them (C(prompt_tokens), C(completion_tokens) and others).
       type: dict
     finish_reason:
       description: Why the text ended.
       type: str
     chunks:
-      description: Pieces in which it came.
+      description: Number of pieces in which it came; 0 without O(stream).
       type: int
     first_token_seconds:
-      description: Seconds to the first piece of text.
+      description: Seconds to the first piece of text; null without O(stream), and if no text came.
       type: float
     seconds:
       description: Seconds to the end.
@@ -223,7 +234,7 @@ failed_count:
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kubernetes.core.plugins.module_utils.args_common import AUTH_ARG_SPEC
@@ -233,6 +244,7 @@ from ansible_collections.inferops.cluster.plugins.module_utils.errors import Clu
 from ansible_collections.inferops.cluster.plugins.module_utils.judging import EXPECTATIONS, Judge
 
 Json = Dict[str, Any]
+SECRET_LENGTH = 8
 
 
 def argument_spec() -> Json:
@@ -252,7 +264,7 @@ def argument_spec() -> Json:
         "path": {"type": "str", "choices": ["chat/completions", "completions"], "default": "chat/completions"},
         "stream": {"type": "bool", "default": False},
         "parameters": {"type": "dict", "default": {}},
-        "headers": {"type": "dict", "default": {}},
+        "headers": {"type": "dict", "default": {}, "no_log": True},
         "concurrency": {"type": "int", "default": 1},
         "timeout": {"type": "int", "default": 120},
         "expect": {"type": "dict", "options": EXPECTATIONS},
@@ -293,12 +305,24 @@ def send_all(params: Json) -> List[Json]:
         return list(pool.map(send, params["prompts"]))
 
 
+def guard(no_log_values: Set[str], headers: Json) -> None:
+    """Have only those values of headers blotted out that can be secret, and of credentials what stands behind their
+    scheme, too: servers quote it alone."""
+    for value in map(str, headers.values()):
+        if len(value) < SECRET_LENGTH:
+            no_log_values.discard(value)
+        scheme, _space, credentials = value.partition(" ")
+        if scheme and len(credentials) >= SECRET_LENGTH:
+            no_log_values.add(credentials)
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[["url", "service"]],
         mutually_exclusive=[["url", "service"]],
     )  # fmt: skip
+    guard(module.no_log_values, module.params["headers"])
     if module.params["concurrency"] < 1:
         module.fail_json(msg=f"concurrency is {module.params['concurrency']}, but must be 1 or more")
     expect = module.params["expect"]

@@ -35,13 +35,15 @@ options:
         type: str
         required: true
       namespace:
-        description: Namespace of the objects; all namespaces if not given.
+        description:
+          - Namespace of the objects; all namespaces if not given. Required for an object by name if its kind has
+            namespaces.
         type: str
       name:
         description: Name of the object.
         type: str
       label_selector:
-        description: Label selector of the objects.
+        description: Label selector of the objects, for example C(app=web,tier!=test). Not together with a name.
         type: str
   fields:
     description:
@@ -51,18 +53,9 @@ options:
     elements: str
     default: []
 extends_documentation_fragment:
+  - inferops.cluster.reading
   - inferops.cluster.attributes
   - kubernetes.core.k8s_auth_options
-requirements:
-  - python >= 3.10
-  - PyYAML >= 5.1
-attributes:
-  check_mode:
-    details: Reads in check mode as well.
-    support: full
-  diff_mode:
-    details: Nothing changes.
-    support: none
 seealso:
   - module: kubernetes.core.k8s_info
 """
@@ -102,7 +95,7 @@ from ansible_collections.kubernetes.core.plugins.module_utils.args_common import
 from ansible_collections.inferops.cluster.plugins.module_utils import access
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
 from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery
-from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError, InputError
 from ansible_collections.inferops.cluster.plugins.module_utils.explain import missing_right, unauthorized
 
 METADATA = ("name", "namespace", "labels", "annotations")
@@ -121,16 +114,24 @@ def argument_spec() -> Json:
     }
     return {
         **AUTH_ARG_SPEC,
-        "queries": {"type": "list", "elements": "dict", "required": True, "options": query},
+        "queries": {
+            "type": "list",
+            "elements": "dict",
+            "required": True,
+            "options": query,
+            "mutually_exclusive": [["name", "label_selector"]],
+        },
         "fields": {"type": "list", "elements": "str", "default": []},
     }
 
 
 def answer(client: Client, discovery: Discovery, query: Json) -> List[Json]:
-    """The objects that one query asks for; none if its kind or namespace does not exist."""
+    """The objects that one query asks for; none if its kind or namespace does not exist. Raises ClusterError."""
     resource = discovery.resource(query["api_version"], query["kind"])
     if resource is None:
         return []
+    if query["name"] and resource.namespaced and not query["namespace"]:
+        raise InputError(f"{query['kind']} {query['name']} is in a namespace: say in which, by `namespace`")
     path = resource.path(query["namespace"], query["name"])
     if query["name"]:
         item = client.find(path)

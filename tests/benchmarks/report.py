@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.chart import Bar, chart
 from benchmarks.ratios import Ratio, percentile, ratio
+from benchmarks.workers import Reading, judge
 
 Record = dict[str, Any]
 FIGURES = ("cpu", "added_p50", "added_p99", "time")
@@ -21,6 +22,7 @@ COMMANDS = {
     "scraping": "python -m benchmarks.scraping",
     "scale": "python -m benchmarks.scale",
     "replicas": "python -m benchmarks.replicas",
+    "workers": "python -m benchmarks.workers",
 }
 INTRODUCTION = """\
 # What the endpoint picker costs
@@ -43,7 +45,7 @@ def write(folder: Path, document: Path) -> list[Path]:
             picture.write_text(cpu_chart(found[name]))
             written.append(picture)
             parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
-    for name, make in (("scraping", scraping), ("scale", scale), ("replicas", replicas)):
+    for name, make in (("scraping", scraping), ("scale", scale), ("replicas", replicas), ("workers", workers)):
         if name in found:
             parts.append(make(found[name]))
     document.write_text("\n".join(parts), encoding="utf-8")
@@ -152,6 +154,25 @@ def replicas(record: Sequence[Record]) -> str:
     lines.append(f"- hits, two that tell ÷ one: {ratio(together['hits'], one['hits'])}")
     lines.append(f"- CPU, two that tell ÷ two apart: {ratio(together['cpu'], apart['cpu'])}\n")
     return "\n".join(lines)
+
+
+def workers(record: Sequence[Record]) -> str:
+    """The section about several processes that serve one port."""
+    readings = [Reading(**each) for each in record]
+    rows = []
+    for each in readings:
+        counts = [f"{statistics.median(values):.0f}" for values in (each.throughput, each.capacity)]
+        costs = [f"{statistics.median(values) * 1e6:.0f}" for values in (each.cpu, each.parent)]
+        rest = [f"{statistics.median(each.hits):.3f}", f"{statistics.median(each.free):.1f}"]
+        rows.append([str(each.workers), *counts, *costs, *rest])
+    text = (
+        "Whole ext_proc exchanges without a gateway. The busiest process's CPU time tells what there would be with a\n"
+        "free core for each process; requests a second depend on how many cores were free beside the generator.\n"
+    )
+    head = ("workers", "requests/s", "per s of the busiest", "CPU µs/request", "of it the parent", "hits", "free cores")
+    lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
+    lines += [f"- {name}, two ÷ one: {found}: {told}" for name, found, told in judge(readings)]
+    return "\n".join(lines) + "\n"
 
 
 def _verdicts(record: Record) -> str:

@@ -32,15 +32,6 @@ Json = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def kubeconfig() -> str:
-    """The cluster that KUBECONFIG names, else the lab's."""
-    path = os.environ.get("KUBECONFIG") or str(ROOT / ".lab" / "kubeconfig")
-    if not Path(path).exists():
-        pytest.fail(f"no cluster: {path} does not exist. Start the lab (make lab-up), or set KUBECONFIG", pytrace=False)
-    return path
-
-
-@pytest.fixture(scope="session")
 def configuration(kubeconfig: str) -> client.Configuration:
     found = client.Configuration()
     config.load_kube_config(kubeconfig, client_configuration=found)  # type: ignore[no-untyped-call]
@@ -175,6 +166,21 @@ def waiter(tmp_path: Path, kubeconfig: str) -> Callable[..., Json]:
         task = {"kubeconfig": kubeconfig, **login, "objects": list(objects), "wait_timeout": wait_timeout}
         given = {name: value for name, value in task.items() if value is not None}
         return _program("cluster_wait", tmp_path, given, check, False)
+
+    return run
+
+
+Info = Callable[..., Json]
+
+
+@pytest.fixture
+def info(tmp_path: Path, kubeconfig: str) -> Info:
+    """Ask with objects_info."""
+
+    def run(queries: list[Json], **options: Any) -> Json:
+        return _program(
+            "objects_info", tmp_path, {"kubeconfig": kubeconfig, "queries": queries, **options}, False, False
+        )
 
     return run
 

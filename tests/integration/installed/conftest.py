@@ -19,15 +19,6 @@ ROOT = Path(__file__).parents[3]
 KEPT = {"meta", "plugins", "roles", "playbooks"}
 
 
-@pytest.fixture(scope="session")
-def kubeconfig() -> str:
-    """The cluster that KUBECONFIG names, else the lab's."""
-    path = os.environ.get("KUBECONFIG") or str(ROOT / ".lab" / "kubeconfig")
-    if not Path(path).exists():
-        pytest.fail(f"no cluster: {path} does not exist. Start the lab (make lab-up), or set KUBECONFIG", pytrace=False)
-    return path
-
-
 @dataclass(frozen=True)
 class Installed:
     """An ansible-core, and the collections path into which its ansible-galaxy has installed the artifact."""

@@ -35,6 +35,7 @@ PASSING = (
     "Template",
     "Apply LiteLLM",
     "Ask",
+    "Ask with a header",
     "Remove LiteLLM",
     "Gone",
 )
@@ -155,6 +156,8 @@ def tasks(marks: Marks, namespace: str, refusing: str, folder: Path, kubeconfig:
     home = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
     query = {"api_version": "v1", "kind": "Namespace", "name": namespace}
     request = {"url": refusing, "model": "m", "prompts": ["hello"], "inference_key": marks.new("inference")}
+    with_header = {"url": refusing, "model": "m", "prompts": ["hello"]}
+    with_header["headers"] = {"Authorization": f"Bearer {marks.new('header')}"}
     # There is no such Service, so the token is of no use; it must not be told for that.
     picker = {"namespace": namespace, "name": "nobody", "token": marks.new("token")}
     return [
@@ -170,6 +173,7 @@ def tasks(marks: Marks, namespace: str, refusing: str, folder: Path, kubeconfig:
         role("main"),
         role("verify"),
         {"name": "Ask", "inferops.cluster.inference_request": request},
+        {"name": "Ask with a header", "inferops.cluster.inference_request": with_header},
         {"name": "Picker", "inferops.cluster.epp_info": picker, "ignore_errors": True},
         role("remove"),
         applied("Gone", objects=[secret("objects", marks.values["changed"])], state="absent"),

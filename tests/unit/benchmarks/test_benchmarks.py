@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, metrics, report, workers
+from benchmarks import datapath, hotpath, metrics, report, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, ratio
+from benchmarks.rig import RigError
 
 CASE = Case(FULL_DUPLEX, Shape(3200, 16), {"cpu": 0.4})
 
@@ -35,6 +37,23 @@ def test_the_interval_holds_the_ratio_and_grows_with_the_spread() -> None:
     steady, shaky = ratio([1.9, 2.0, 2.1, 2.0], [4.0] * 4), ratio([1.0, 2.0, 3.0, 2.0], [4.0] * 4)
     assert steady.low <= steady.value <= steady.high
     assert shaky.spread > steady.spread
+
+
+@pytest.mark.parametrize("case", hotpath.CASES, ids=lambda case: case.name)
+def test_requests_without_sockets_are_routed(case: hotpath.Case) -> None:
+    rooms = hotpath.Rooms()
+    hotpath.check(rooms, case)
+    working, collecting = hotpath.exchange(rooms.service, replace(case, batches=1), seed=2)
+    assert working > 0.0
+    assert collecting >= 0.0
+    assert rooms.service.streams == 0
+
+
+def test_what_errors_cost_is_not_measured() -> None:
+    rooms = hotpath.Rooms()
+    rooms.datastore.replace(())
+    with pytest.raises(RigError, match="not every request was routed"):
+        hotpath.check(rooms, hotpath.CASES[0])
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0])])
@@ -136,6 +155,13 @@ class TestWorkers:
     )
     def test_verdicts(self, throughput: float, hits: float, free: float, verdicts: list[str]) -> None:
         assert [told for _, _, told in workers.judge(self.readings(throughput, hits, free))] == verdicts
+
+    def test_the_page_has_them(self, tmp_path: Path) -> None:
+        found = [asdict(each) for each in self.readings(170.0, 0.9, 2.5)]
+        (tmp_path / "workers.json").write_text(json.dumps(found))
+        report.write(tmp_path, page := tmp_path / "performance.md")
+        assert "| 2 | 170 | 180 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
+        assert "throughput, as measured, two ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
 
     def test_what_is_missing_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         workers.show(self.readings(170.0, 0.9, 0.5))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import shlex
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from unit.roles import rendering
 
+MODULES = "ansible_collections.inferops.cluster.plugins.modules"
 ROOT = Path(__file__).resolve().parents[3]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("roles/*/README.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in GUIDES]
@@ -130,3 +134,48 @@ def check_play(words: list[str]) -> None:
 def test_examples_are_good_yaml(name: str) -> None:
     for body in blocks(guide(name), "yaml"):
         assert yaml.safe_load(body)
+
+
+def examples(module: str) -> list[tuple[str, dict[str, Any]]]:
+    """The tasks of a module's examples that call modules of ours: module and options."""
+    text = importlib.import_module(f"{MODULES}.{module}").EXAMPLES
+    calls = [(name, given) for task in yaml.safe_load(text) for name, given in task.items()]
+    return [(name.rpartition(".")[2], given or {}) for name, given in calls if name.startswith("inferops.cluster.")]
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("[a-z]*.py")))
+def test_examples_of_a_module_are_what_it_takes(module: str) -> None:
+    assert module in {name for name, _ in examples(module)}
+    for name, given in examples(module):
+        program = importlib.import_module(f"{MODULES}.{name}")
+        checked = ArgumentSpecValidator(program.argument_spec(), **getattr(program, "RULES", {})).validate(given)
+        assert checked.error_messages == []
+
+
+def told(text: str) -> list[dict[str, Any]]:
+    """What the examples of a guide give to roles, as ``rendering`` takes it: in plays, and as variables alone."""
+    found = []
+    for body in blocks(text, "yaml"):
+        example = yaml.safe_load(body)
+        for play in example if isinstance(example, list) else []:
+            for entry in play.get("roles", []):
+                given = {name: value for name, value in entry.items() if name != "role"}
+                found.append({"role": entry["role"].rpartition(".")[2], "given": {**play.get("vars", {}), **given}})
+        for role in roles() if isinstance(example, dict) else []:
+            given = {name: value for name, value in example.items() if name.startswith(f"{role}_")}
+            if given:
+                found.append({"role": role, "given": given})
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_roles_have_nothing_against_the_examples(name: str) -> None:
+    found = told(guide(name))
+    for each in found:
+        assert set(each["given"]) <= set(rendering.options(each["role"])), each
+        checked = ArgumentSpecValidator(rendering.options(each["role"])).validate(each["given"])
+        assert checked.error_messages == [], each
+    # The others ask the cluster before they judge.
+    wanted = [each for each in found if each["role"] not in ("gateway_api_crds", "gpu_nodes")]
+    for each, answer in zip(wanted, rendering.render(wanted), strict=True):
+        assert answer["problems"] == [], each

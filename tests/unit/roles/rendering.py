@@ -5,7 +5,8 @@ A task of a role sees its defaults, then what the user gave, then the role's var
 not run are the tasks: that they hand over what is rendered here is for the tests against a real API server.
 
 It is a program because Ansible's loader of collections must be there before anything else imports one. It reads a list
-of ``{"role": …, "given": {…}}`` and writes one of ``{"problems": […], "objects": […]}``, in the same order.
+of ``{"role": …, "given": {…}}`` and writes one of ``{"problems": […], "objects": […]}``, in the same order. With
+``"template": …``, that text stands in for the role's ``problems.j2``, and nothing else is rendered.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ class Renderer:
         self._loader = DataLoader()
         self._files: dict[Path, Json] = {}
 
-    def answer(self, role: str, given: Json) -> Json:
+    def answer(self, role: str, given: Json, template: str = "") -> Json:
         """What the role says against the variables, and what it would apply."""
+        if template:
+            return {"problems": list(json.loads(self._template(role, given, template))), "objects": []}
         problems = self._problems(role, given)
         template = "{{ __" + role + "_objects }}"
         return {"problems": problems, "objects": [] if problems else self._template(role, given, template)}
@@ -111,7 +114,7 @@ class Renderer:
 
 def main() -> None:
     renderer = Renderer()
-    answers = [renderer.answer(each["role"], each["given"]) for each in json.load(sys.stdin)]
+    answers = [renderer.answer(**each) for each in json.load(sys.stdin)]
     json.dump(answers, sys.stdout)
 
 

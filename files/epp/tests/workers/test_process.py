@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 from benchmarks import rig
 from benchmarks.client import Client
+from ports import free_port
 
 from .conftest import HOSTS, Picker, Start, prompt
 
@@ -206,6 +207,22 @@ def test_tls_with_one_certificate_for_all(start: Start) -> None:
                 client = stack.enter_context(picker.client(root=certificate))
                 assert client.decide(prompt()).destination
         assert set(picker.per_worker()) == {0, 1}
+
+
+def test_replicas_with_workers_each(start: Start) -> None:
+    """What one worker of a replica has sent somewhere is known to all workers of the other."""
+    ports = free_port(), free_port()
+    peers = "--statesync-peers=" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    with start(peers, f"--statesync-port={ports[0]}") as first, start(peers, f"--statesync-port={ports[1]}") as other:
+        for picker in (first, other):
+            picker.process.wait_for(lambda picker=picker: picker.value("llm_d_epp_statesync_peers") == 1)
+        with first.clients(2) as here, other.clients(2) as there:
+            asked = [prompt() for _ in range(20)]
+            where = [here[number % 2].decide(each).destination for number, each in enumerate(asked)]
+            pause()
+            for client in there:
+                found = [client.decide(each).destination for each in asked]
+                assert sum(a == b for a, b in zip(where, found, strict=True)) >= 18
 
 
 def test_much_at_once_is_answered(picker: Picker) -> None:

@@ -46,6 +46,15 @@ class Handler(BaseHTTPRequestHandler):
     def answer_cut(self) -> None:
         self.send(200, "text/event-stream", 'data: {"choices": [{"delta": {"content": "hel"}}]}\n\n')
 
+    def answer_echo(self) -> None:
+        """Quotes what it was sent, as some servers do with a key that they refuse."""
+        told = f"not valid: {self.headers['Authorization']} {self.headers['X-Api-Key']}; tier {self.headers['X-Tier']}"
+        self.send(401, "application/json", json.dumps({"error": {"message": told}}))
+
+    def answer_bare(self) -> None:
+        told = f"the key {self.headers['Authorization'].removeprefix('Bearer ')} is not valid"
+        self.send(401, "application/json", json.dumps({"error": {"message": told}}))
+
     def answer_busy(self) -> None:
         self.send(503, "application/json", '{"error": {"message": "no pods"}}')
 
@@ -157,3 +166,29 @@ def test_expectations(
     found = program(monkeypatch, capsys, **given, expect=expect)
     assert bool(found.get("failed")) == bool(said), found
     assert said in found.get("msg", "")
+
+
+SECRET = {"Authorization": "Bearer very-secret-4711", "X-Api-Key": "another-secret-4712", "X-Tier": "10"}
+
+
+@pytest.mark.parametrize("model", ["echo", "bare", "whole"])
+@pytest.mark.parametrize("expect", [None, {"text": "something else"}])
+def test_headers_are_in_no_output(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str, expect: Any
+) -> None:
+    more = {"expect": expect} if expect else {}
+    result = program(monkeypatch, capsys, url=url, model=model, prompts=["hi"], headers=SECRET, **more)
+    assert all(Handler.seen[0][1][name] == value for name, value in SECRET.items()), "the server gets them"
+    text = json.dumps(result)
+    assert not [value for value in ("very-secret-4711", "another-secret-4712") if value in text]
+    (answer,) = result["responses"]
+    assert answer["status"] == (200 if model == "whole" else 401)
+    assert answer["headers"]["x-served"] == "10.0.0.1:8000", "short values are no secrets"
+    if model == "echo":
+        assert "tier 10" in answer["error"]
+
+
+def test_only_what_can_be_secret_is_guarded() -> None:
+    values = {"short", "12345678", "Bearer a-long-token", "key"}
+    inference_request.guard(values, {"A": "short", "B": "12345678", "C": "Bearer a-long-token", "D": 7, "E": "no key"})
+    assert values == {"12345678", "Bearer a-long-token", "a-long-token", "key"}

@@ -108,11 +108,12 @@ class ProfileRunner:
                 scores = scorer.score(request, endpoints)
                 if len(scores) != len(totals):
                     raise ValueError(f"{len(scores)} scores for {len(totals)} endpoints")
-                # Written so that NaN, which compares false with everything, counts as 0.
-                totals = [
-                    total + (weight if score >= 1.0 else weight * score if score > 0.0 else 0.0)
-                    for total, score in zip(totals, scores)  # noqa: B905 - slower
-                ]
+                if any(scores):  # often nobody knows the prompt
+                    # Written so that NaN, which compares false with everything, counts as 0.
+                    totals = [
+                        total + (weight if score >= 1.0 else weight * score if score > 0.0 else 0.0)
+                        for total, score in zip(totals, scores)  # noqa: B905 - slower
+                    ]
             except Exception:
                 self._failures.report(scorer, "its scores count as 0")
             now = clock()

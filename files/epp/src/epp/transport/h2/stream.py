@@ -42,6 +42,7 @@ class Stream:
         "_answers",
         "_held",
         "_pending",
+        "_prefix",
         "_queue",
         "_task",
         "_timer",
@@ -87,6 +88,8 @@ class Stream:
         self._answers: Iterator[bytes] | None = None
         self._pending: memoryview | None = None
         """What is left of a message that did not fit a window."""
+        self._prefix = b""
+        """What is left of its prefix, which goes before it."""
         self.answered = False
         """The headers of the answer have been sent."""
         self._task: asyncio.Task[Iterable[bytes]] | None = None
@@ -291,26 +294,33 @@ class Stream:
         limit = self.connection.options.max_send
         if len(answer) > limit:
             raise CallError(Code.RESOURCE_EXHAUSTED, f"an answer is larger than max ({len(answer)} vs. {limit})")
-        self._pending = memoryview(b"\0" + len(answer).to_bytes(4) + answer)
+        self._pending, self._prefix = memoryview(answer), b"\0" + len(answer).to_bytes(4)
 
     def _push(self, most: int) -> int:
         """Send of the pending message what the windows allow, about ``most`` bytes; returns how many went."""
-        connection, pending = self.connection, self._pending
+        connection, pending, prefix = self.connection, self._pending, self._prefix
         assert pending is not None
-        at, size = 0, len(pending)
-        while at < size and at < most and not connection.paused:
-            length = min(size - at, self.window, connection.window, connection.frame_size)
+        at, size, sent = 0, len(pending), 0
+        while (at < size or prefix) and sent < most and not connection.paused:
+            length = min(size - at + len(prefix), self.window, connection.window, connection.frame_size)
             if length <= 0:
                 break
             self.window -= length
             connection.window -= length
-            connection.out.append(f.data_head(length, self.number))
-            connection.out.append(pending[at : at + length])
-            at += length
-        if at:
+            sent += length
+            head = f.data_head(length, self.number)
+            if prefix:
+                head += prefix[:length]
+                prefix, length = prefix[length:], max(0, length - len(prefix))
+            connection.out.append(head)
+            if length:
+                connection.out.append(pending[at : at + length])
+                at += length
+        if sent:
             self.stuck = 0
-        self._pending = pending[at:] if at < size else None
-        return at
+        self._prefix = prefix
+        self._pending = pending[at:] if at < size or prefix else None
+        return sent
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, CallError):
