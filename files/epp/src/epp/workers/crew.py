@@ -102,7 +102,10 @@ class Worker:
         pause, first = SHORTEST_PAUSE, True
         while not self.crew.ending:
             started = time.monotonic()
-            served, status = await self._live()
+            try:
+                served, status = await self._live()
+            except OSError as error:
+                served, status = False, f"{error} (it could not be started)"
             if self.crew.ending:
                 return
             if first and not served:
@@ -113,8 +116,9 @@ class Worker:
             log.error("worker %d ended with status %s, and is started again in %g s", self.index, status, pause)
             await asyncio.sleep(pause)
 
-    async def _live(self) -> tuple[bool, int]:
-        """One process from its start to its end; whether it has served, and its exit status."""
+    async def _live(self) -> tuple[bool, str]:
+        """One process from its start to its end; whether it has served, and its exit status. Raises OSError if there is
+        none."""
         crew = self.crew
         process = await self._start()
         pid, served = process.pid, False
@@ -135,13 +139,16 @@ class Worker:
                     case Answer():
                         self._answered(message.number, message.data)
             self.ready = False
-            return served, await process.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
         finally:
             self.ready = False
             watching.cancel()
             await self._stop(process)
             self._close()
             crew.gone(self, pid)
+        return served, str(process.returncode)
 
     def _answered(self, number: int, data: bytes | None) -> None:
         answer = self._answers.pop(number, None)
@@ -151,10 +158,12 @@ class Worker:
     async def _start(self) -> Process:
         crew = self.crew
         control, their_control = socket.socketpair()
-        self._gate, their_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._gate.setblocking(False)
+        gate, their_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        gate.setblocking(False)
         place = Place(self.index, their_control.fileno(), their_gate.fileno(), crew.group)
-        with contextlib.closing(their_control), contextlib.closing(their_gate):
+        with contextlib.ExitStack() as ours, contextlib.closing(their_control), contextlib.closing(their_gate):
+            ours.callback(control.close)
+            ours.callback(gate.close)
             self.process = await asyncio.create_subprocess_exec(
                 *crew.command,
                 stdin=DEVNULL,
@@ -162,9 +171,10 @@ class Worker:
                 pass_fds=(place.control, place.gate),
                 start_new_session=True,  # Ctrl-C is for the parent, which tells them
             )
+            ours.pop_all()
         self._taken = self._gone = self.streams = 0
         self._heard_at = time.monotonic()
-        self._channel = await Channel.open(control, to_parent)
+        self._gate, self._channel = gate, await Channel.open(control, to_parent)
         return self.process
 
     async def _watch(self, process: Process) -> None:

@@ -52,8 +52,9 @@ from epp.workers.place import Place
 log = logging.getLogger("epp.workers")
 
 STATUS_SECONDS = 0.25
-STREAMS = 16
-"""Streams that a gateway is asked to have on one connection before it opens another one, which another worker gets."""
+STREAMS = 100
+"""Streams that a gateway is asked to have on one connection before it opens another one, which another worker gets. No
+fewer (RFC 9113, 6.5.2): there are clients that have one connection and wait."""
 _PR_SET_PDEATHSIG = 1
 
 
