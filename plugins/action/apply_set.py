@@ -104,6 +104,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         try:
             return str(self._find_needle(folder, source))
         except AnsibleError as error:
+            # What an inventory names has no role and no play to be found by.
+            if os.path.exists(source):
+                return str(os.path.abspath(source))
             raise AnsibleActionFail(
                 f"cannot find {source!r} among the {folder} of the role or play: {error}"
             ) from error

@@ -43,15 +43,17 @@ options:
     description:
       - Paths or URLs of YAML or JSON files with more objects, any number of documents each. For a folder, its files
         C(*.yaml), C(*.yml) and C(*.json) by name, without those of its subfolders.
-      - Relative paths are looked up on the controller as the files of the role or play are (in C(files/)), and may be
-        encrypted with Ansible Vault. Absolute paths and URLs are read on the host that runs the module.
+      - Relative paths are looked up on the controller as the files of the role or play are (in C(files/)), then from
+        the directory in which Ansible was started, and may be encrypted with Ansible Vault. Absolute paths and URLs are
+        read on the host that runs the module.
     type: list
     elements: raw
   templates:
     description:
       - Paths of Jinja templates, or folders of such, that render to YAML text with more objects.
-      - They are looked up and rendered on the controller, as M(ansible.builtin.template) does. In a folder, the files
-        C(*.j2), C(*.yaml), C(*.yml) and C(*.json) are rendered by name.
+      - They are looked up and rendered on the controller, as M(ansible.builtin.template) does, then from the directory
+        in which Ansible was started. In a folder, the files C(*.j2), C(*.yaml), C(*.yml) and C(*.json) are rendered by
+        name.
     type: list
     elements: raw
   exclude:

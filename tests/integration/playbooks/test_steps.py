@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Playbook
+from .conftest import ROOT, Playbook
 
 pytestmark = pytest.mark.cluster
 
@@ -98,3 +101,27 @@ def test_a_new_adapter_needs_its_path(playbook: Playbook) -> None:
     run = playbook("lora_rollout", {**MODELS, "inferops_model_name": "one", "inferops_lora_name": "poet"})
     assert run.code != 0
     assert "inferops_lora_path must say where the new adapter poet is" in run.output
+
+
+def test_paths_of_the_inventory_start_from_where_ansible_was_started(playbook: Playbook, tmp_path: Path) -> None:
+    names = {"kind": "Thing", "plural": "things"}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}
+    given = {}
+    for variable in ("gateway_api_crds_src", "gateway_api_crds_inference_src"):
+        group = f"{variable.replace('_', '-')}.example.com"
+        spec = {"group": group, "scope": "Namespaced", "names": names, "versions": [version]}
+        crd = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": spec}
+        file = tmp_path / f"{variable}.yaml"
+        file.write_text(json.dumps({**crd, "metadata": {"name": f"things.{group}"}}))
+        given[variable] = [os.path.relpath(file, ROOT)]
+    play = tmp_path / "elsewhere" / "play.yml"
+    play.parent.mkdir()
+    auth = {"group/inferops.cluster.k8s": {"kubeconfig": "{{ inferops_kubeconfig }}"}}
+    role = {"hosts": "localhost", "gather_facts": False, "module_defaults": auth}
+    play.write_text(json.dumps([{**role, "roles": ["inferops.cluster.gateway_api_crds"]}]))
+    run = playbook(play, {**given, "gateway_api_crds_replace": True})
+    assert run.code == 0, run.output
+    assert {name for _, name in run.objects("created")} == {
+        "things.gateway-api-crds-src.example.com",
+        "things.gateway-api-crds-inference-src.example.com",
+    }

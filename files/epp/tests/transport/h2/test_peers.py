@@ -71,6 +71,15 @@ class Peer:
         self.owed: defaultdict[int, int] = defaultdict(int)
         """Bytes that were received and for which no window was given back, by stream."""
         self.outbox = b""
+        self.settled = False
+
+    def resize(self, window: int) -> None:
+        """Change the window of every stream. h2 takes the acknowledgement of its first SETTINGS for one of later ones,
+        so that one must be here before."""
+        if not self.settled:
+            self.settled = True
+            self.exchange(100_000)
+        self.protocol.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
 
     def call(self, tag: int) -> int:
         stream: int = self.protocol.get_next_available_stream_id()
@@ -181,7 +190,7 @@ async def play(steps: list[tuple[Any, ...]], server: Any) -> None:
         if name == "call":
             streams.append(peer.call(arguments[0]))
         elif name == "settings":
-            peer.protocol.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: arguments[0]})
+            peer.resize(arguments[0])
         elif name == "ping":
             peer.protocol.ping(b"12345678")
         elif name == "exchange":
@@ -215,7 +224,7 @@ def one(peer: Peer, name: str, stream: int, arguments: list[Any]) -> None:
 
 def finish(peer: Peer, streams: list[int]) -> None:
     """Let every call come to its end."""
-    peer.protocol.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1_000_000})
+    peer.resize(1_000_000)
     for _ in range(200):
         for stream in streams:
             if not peer.calls[stream].reset:
