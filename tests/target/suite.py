@@ -15,11 +15,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from target.cluster import ROOT, Target, TargetError
 
 BESIDE = "gates"
 WITHOUT_CLUSTER = ("unit", "envoy")
+PATIENCE = 60.0
+"""Seconds in which a goal that is asked to end may clean up behind itself."""
 WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
 
 
@@ -29,6 +32,22 @@ class Interrupted(Exception):
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(f"stopped by signal {number}")
+
+
+@contextlib.contextmanager
+def _started(goal: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A goal of the Makefile that runs, with all its processes in a group of their own: they end with the block."""
+    process = subprocess.Popen(["make", goal], cwd=ROOT, start_new_session=True, **more)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 class Steps:
@@ -42,7 +61,8 @@ class Steps:
         """Run one goal of the Makefile; true if it succeeded."""
         start = time.monotonic()
         print(f"\n== {goal} ({start - self.began:.0f} s so far)", flush=True)
-        code = subprocess.run(["make", goal], cwd=ROOT, env={**os.environ, **(env or {})}, check=False).returncode
+        with _started(goal, env={**os.environ, **(env or {})}) as process:
+            code = process.wait()
         self.taken.append((goal, time.monotonic() - start, code == 0))
         return code == 0
 
@@ -53,20 +73,15 @@ class Steps:
         log.parent.mkdir(exist_ok=True)
         start = time.monotonic()
         print(f"\n== {goal}, beside the next steps; its output goes to {log.relative_to(ROOT)}", flush=True)
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                ["make", goal], cwd=ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        try:
+        with (
+            log.open("wb") as output,
+            _started(goal, stdout=output, stderr=output, stdin=subprocess.DEVNULL) as process,
+        ):
             yield
             print(f"\n== {goal}, until it is done ({time.monotonic() - self.began:.0f} s so far)", flush=True)
             code = process.wait()
-            print(log.read_text(encoding="utf-8", errors="replace"), end="", flush=True)
-            self.taken.append((goal, time.monotonic() - start, code == 0))
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)  # a group of its own, made above
-                process.wait()
+        print(log.read_text(encoding="utf-8", errors="replace"), end="", flush=True)
+        self.taken.append((goal, time.monotonic() - start, code == 0))
 
     def report(self, goals: tuple[str, ...]) -> None:
         """One line a step, those that were never reached included, then the count that a reader of logs looks for."""

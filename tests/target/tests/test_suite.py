@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -52,4 +55,26 @@ def test_a_goal_beside_others_ends_with_them(steps: suite.Steps, tmp_path: Path)
 
     with pytest.raises(suite.Interrupted):
         interrupted()
+    assert steps.taken == []
+
+
+def test_all_processes_of_a_goal_end_when_it_is_interrupted(steps: suite.Steps, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+
+    def interrupt() -> None:
+        while not pid.exists() or not pid.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, suite._interrupt)
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(suite.Interrupted):
+            steps.make("long")
+        thread.join()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
     assert steps.taken == []
