@@ -20,11 +20,16 @@ from .conftest import HOSTS, Picker, Start, prompt
 
 
 def test_connections_are_spread_evenly(picker: Picker) -> None:
-    before = picker.per_worker()
-    with picker.clients(6):
-        spread = picker.per_worker()
-        spread.subtract(before)
-        assert spread == {0: 3, 1: 3}
+    def even() -> bool:
+        before = picker.per_worker()
+        with picker.clients(6):
+            spread = picker.per_worker()
+            spread.subtract(before)
+            assert spread.total() == 6
+            return spread == {0: 3, 1: 3}
+
+    # A worker tells a moment later that a connection has gone: one that only looked whether the port is open may count.
+    picker.process.wait_for(even)
 
 
 def test_a_prefix_is_known_to_all(picker: Picker) -> None:
@@ -32,7 +37,7 @@ def test_a_prefix_is_known_to_all(picker: Picker) -> None:
         asked = [prompt() for _ in range(40)]
         where = [first.decide(each).destination for each in asked]
         assert len(set(where)) > 2, "prompts that are new go everywhere"
-        time.sleep(0.05)
+        time.sleep(0.3)
         same = sum(second.decide(each).destination == place for each, place in zip(asked, where, strict=True))
         assert same >= 36
 
@@ -50,7 +55,7 @@ def test_requests_in_flight_are_known_to_all(picker: Picker) -> None:
 
 def pause() -> None:
     """Until workers have told each other."""
-    time.sleep(0.03)
+    time.sleep(0.15)
 
 
 def test_figures_add_up(picker: Picker) -> None:
