@@ -108,8 +108,8 @@ def start(endpoints: Path) -> Start:
 
     @contextlib.contextmanager
     def started(*flags: str) -> Iterator[Picker]:
-        own = (f"--endpoints-file={endpoints}", f"--config-text={CONFIG}", "--secure-serving=false", "--workers=2")
-        with rig.epp(*own, *flags) as epp:
+        own = (f"--endpoints-file={endpoints}", f"--config-text={CONFIG}", "--secure-serving=false")
+        with rig.epp(*own, "--workers=2", "--transport=h2", *flags) as epp:
             picker = Picker(epp)
             epp.process.wait_for(picker.whole)
             epp.process.wait_for(lambda: picker.epp.endpoints()[-1]["metrics"]["ageSeconds"] is not None)
