@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, List, TypeVar
 
 T = TypeVar("T")
 
-CRDS, NAMESPACES, CLUSTER, CONFIG, BINDINGS, NETWORK, WORKLOADS, CUSTOM, INTERCEPTORS = range(9)
+CRDS, NAMESPACES, CLUSTER, ACCOUNTS, CONFIG, BINDINGS, NETWORK, WORKLOADS, CUSTOM, INTERCEPTORS = range(10)
 
 # What others need to exist first comes first; what can refuse or redirect other writes comes last.
 RANKS: Dict[str, int] = {
@@ -19,7 +19,9 @@ RANKS: Dict[str, int] = {
         ("PriorityClass", "RuntimeClass", "StorageClass", "IngressClass", "CSIDriver", "PersistentVolume"), CLUSTER
     ),
     **dict.fromkeys(("ResourceQuota", "LimitRange", "NetworkPolicy"), CLUSTER),
-    **dict.fromkeys(("ServiceAccount", "ConfigMap", "Secret", "ClusterRole", "Role", "PersistentVolumeClaim"), CONFIG),
+    # Before Secrets: Kubernetes deletes a token whose account it does not find.
+    "ServiceAccount": ACCOUNTS,
+    **dict.fromkeys(("ConfigMap", "Secret", "ClusterRole", "Role", "PersistentVolumeClaim"), CONFIG),
     **dict.fromkeys(("ClusterRoleBinding", "RoleBinding"), BINDINGS),
     **dict.fromkeys(("Service", "Endpoints", "EndpointSlice"), NETWORK),
     **dict.fromkeys(

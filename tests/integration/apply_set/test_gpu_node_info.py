@@ -30,8 +30,8 @@ def node(made: Cluster) -> Iterator[str]:
     nodes = made.api.resources.get(api_version="v1", kind="Node")
     nodes.create(body={"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
     amounts = {"nvidia.com/gpu": "8", "cpu": "4", "memory": "1Gi", "pods": "10"}
-    current = nodes.get(name=name).to_dict()
-    nodes.status.replace(body={**current, "status": {"capacity": amounts, "allocatable": amounts}})
+    status = {"status": {"capacity": amounts, "allocatable": amounts}}
+    nodes.status.patch(body=status, name=name, content_type="application/merge-patch+json")
     yield name
     nodes.delete(name=name)
 

@@ -79,6 +79,7 @@ def perform(kubeconfig: str, **params: Any) -> tuple[Task, str]:
         "templates": None,
         "exclude": [],
         "patches": [],
+        "foreseen": [],
     }
     given.update(
         state="present", prune=False, shared=[], force=False, repair=False, wait=False, wait_for=[], wait_timeout=60

@@ -12,6 +12,7 @@ GIVEN = [
     ("v1", "Service"),
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
     ("rbac.authorization.k8s.io/v1", "Role"),
+    ("v1", "ServiceAccount"),
     ("node.k8s.io/v1", "RuntimeClass"),
     ("v1", "Namespace"),
     ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
