@@ -31,9 +31,11 @@ def node(made: Cluster) -> Iterator[str]:
     nodes.create(body={"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
     amounts = {"nvidia.com/gpu": "8", "cpu": "4", "memory": "1Gi", "pods": "10"}
     status = {"status": {"capacity": amounts, "allocatable": amounts}}
-    nodes.status.patch(body=status, name=name, content_type="application/merge-patch+json")
-    yield name
-    nodes.delete(name=name)
+    try:
+        nodes.status.patch(body=status, name=name, content_type="application/merge-patch+json")
+        yield name
+    finally:
+        nodes.delete(name=name)
 
 
 def pod(name: str, gpus: int, **spec: Any) -> Json:
