@@ -111,16 +111,8 @@ def main() -> int:
     parser.add_argument("--conversations", type=int, default=150)
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     given = parser.parse_args()
-    port = free_port(HOSTS[0])
-    command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
-    process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
-    try:
-        process.wait_for(lambda: rig.connectable(port, HOSTS[-1]))
-        with tempfile.TemporaryDirectory(prefix="replicas-") as folder:
-            file = rig.write_endpoints(Path(folder) / "endpoints.yaml", [f"{host}:{port}" for host in HOSTS])
-            readings = run(file, given.rounds, given.conversations)
-    finally:
-        process.close()
+    with tempfile.TemporaryDirectory(prefix="replicas-") as folder, rig.upstreams(HOSTS, Path(folder)) as file:
+        readings = run(file, given.rounds, given.conversations)
     show(readings)
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)

@@ -182,6 +182,19 @@ def write_endpoints(path: Path, hostports: Sequence[str]) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def upstreams(hosts: Sequence[str], folder: Path) -> Iterator[Path]:
+    """Endpoints that only show metrics, at these addresses and one port: the endpoints file, in ``folder``."""
+    port = free_port(hosts[0])
+    command = [sys.executable, "-m", "benchmarks.upstream", str(port), *hosts]
+    process = Process("upstream", command, {"PYTHONPATH": str(REPOSITORY / "tests")})
+    try:
+        process.wait_for(lambda: connectable(port, hosts[-1]))
+        yield write_endpoints(folder / "endpoints.yaml", [f"{host}:{port}" for host in hosts])
+    finally:
+        process.close()
+
+
 @dataclass(frozen=True)
 class EnvoyOptions:
     """What differs between the Envoys of the tests."""

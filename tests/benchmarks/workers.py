@@ -28,8 +28,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ports import free_port
-
 from benchmarks import direct, rig
 from benchmarks.ratios import Ratio, percentile, ratio
 
@@ -212,16 +210,8 @@ def main() -> int:
     parser.add_argument("--bytes", type=int, default=1000, help="that each turn of a conversation adds to its prompt")
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     given = parser.parse_args()
-    port = free_port(HOSTS[0])
-    command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
-    process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
-    try:
-        process.wait_for(lambda: rig.connectable(port, HOSTS[-1]))
-        with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-            file = rig.write_endpoints(Path(folder) / "endpoints.yaml", [f"{host}:{port}" for host in HOSTS])
-            readings = run(file, given.rounds, given.seconds, given.bytes)
-    finally:
-        process.close()
+    with tempfile.TemporaryDirectory(prefix="workers-") as folder, rig.upstreams(HOSTS, Path(folder)) as file:
+        readings = run(file, given.rounds, given.seconds, given.bytes)
     show(readings)
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)

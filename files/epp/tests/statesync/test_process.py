@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +19,8 @@ PROMPTS = 40
 
 @pytest.fixture(scope="module")
 def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    port = free_port(HOSTS[0])
-    command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
-    process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
-    try:
-        process.wait_for(lambda: rig.connectable(port, HOSTS[-1]))
-        file = tmp_path_factory.mktemp("endpoints") / "endpoints.yaml"
-        yield rig.write_endpoints(file, [f"{host}:{port}" for host in HOSTS])
-    finally:
-        process.close()
+    with rig.upstreams(HOSTS, tmp_path_factory.mktemp("endpoints")) as file:
+        yield file
 
 
 def same(endpoints: Path, *, sync: bool) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import urllib.error
 import uuid
 from collections import Counter
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 from benchmarks import rig
 from benchmarks.client import Client
-from ports import free_port
 
 HOSTS = tuple(f"127.84.0.{number}" for number in range(1, 9))
 CONFIG = """\
@@ -91,15 +89,8 @@ def prompt() -> str:
 
 @pytest.fixture(scope="session")
 def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    port = free_port(HOSTS[0])
-    command = [sys.executable, "-m", "benchmarks.upstream", str(port), *HOSTS]
-    process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
-    try:
-        process.wait_for(lambda: rig.connectable(port, HOSTS[-1]))
-        file = tmp_path_factory.mktemp("endpoints") / "endpoints.yaml"
-        yield rig.write_endpoints(file, [f"{host}:{port}" for host in HOSTS])
-    finally:
-        process.close()
+    with rig.upstreams(HOSTS, tmp_path_factory.mktemp("endpoints")) as file:
+        yield file
 
 
 @pytest.fixture(scope="session")
