@@ -16,7 +16,7 @@ ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
 .PHONY: docs help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
-.PHONY: coverage conformance conformance-ours
+.PHONY: compiled coverage conformance conformance-ours
 .PHONY: platform models chaos
 
 help: ## Show this list
@@ -52,6 +52,11 @@ coverage: env ## The endpoint picker's own tests; fails where they reach less th
 	coverage run -m pytest -q files/epp/tests -m 'not cluster and not envoy'
 	@for room in $(COVERED); do echo "epp.$$room:"; coverage report --include="*/epp/$$room/*" --fail-under 95; done
 
+SITE_PACKAGES = $(shell python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+compiled: env ## The endpoint picker's compiled parts, where they are: its tests, inside of its image
+	python -m lab.images.inside epp python tests/target/inside_image.py $(SITE_PACKAGES) \
+		-q -p no:cacheprovider files/epp/tests/transport files/epp/tests/extproc files/epp/tests/bbr -m 'not cluster and not envoy'
+
 envoy: env ## The endpoint picker behind the real Envoy
 	pytest -q files/epp/tests -m envoy
 
@@ -70,11 +75,11 @@ chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHA
 
 conformance: env ## Our endpoint picker and the Go one through every case; writes docs/conformance.md
 	@python -m target api
-	@python -m target run python -m conformance --output .build/conformance --summary docs/conformance.md $(ARGS)
+	@python -m target run python -m conformance --epp image --epp go --output .build/conformance --summary docs/conformance.md $(ARGS)
 
-conformance-ours: env ## Only ours, in a few minutes
+conformance-ours: env ## Only ours, in its image, in a few minutes
 	@python -m target api
-	@python -m target run python -m conformance --epp ours --output .build/conformance $(ARGS)
+	@python -m target run python -m conformance --epp image --output .build/conformance $(ARGS)
 
 lifecycle: env ## The lab itself: up, killed, up again, down without a trace (takes down a running lab)
 	@python -m lab down

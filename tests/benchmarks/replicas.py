@@ -73,7 +73,7 @@ def replicas(endpoints: Path, count: int, sync: bool) -> Iterator[tuple[list[rig
         for port in ports:
             flags = [f"--endpoints-file={endpoints}", "--secure-serving=false"]
             flags += [f"--statesync-peers={peers}", f"--statesync-port={port}"] if sync else []
-            found.append(stack.enter_context(rig.epp(*flags)))
+            found.append(stack.enter_context(rig.epp(*flags, image=True)))
         yield found, [stack.enter_context(Client(each.grpc_port)) for each in found]
 
 

@@ -153,12 +153,14 @@ class Epp:
 
 
 @contextlib.contextmanager
-def epp(*flags: str, ports: tuple[int, int, int] | None = None) -> Iterator[Epp]:
-    """The EPP with these flags; ``ports`` (ext_proc, health, metrics) are chosen freely unless given."""
+def epp(*flags: str, ports: tuple[int, int, int] | None = None, image: bool = False) -> Iterator[Epp]:
+    """The EPP with these flags, from its sources or in its image; ``ports`` (ext_proc, health, metrics) are chosen
+    freely unless given."""
     grpc_port, health_port, metrics_port = ports or (free_port(), free_port(), free_port())
-    command = [sys.executable, "-m", "epp", f"--grpc-port={grpc_port}", f"--grpc-health-port={health_port}"]
+    command = [sys.executable, "-m", *(("lab.images.inside", "epp", "epp") if image else ("epp",))]
+    command += [f"--grpc-port={grpc_port}", f"--grpc-health-port={health_port}"]
     command += [f"--metrics-port={metrics_port}", "--zap-encoder=console", "--drain-timeout=20s", *flags]
-    process = Process("epp", command, {"PYTHONPATH": str(REPOSITORY / "files/epp/src")})
+    process = Process("epp", command, {"PYTHONPATH": str(REPOSITORY / ("tests" if image else "files/epp/src"))})
     try:
         # The last port that it opens. A look at the first one would be a connection that some worker is given.
         process.wait_for(lambda: connectable(metrics_port))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The programs that benchmarks compare, side by side before the same model servers, found through the same API server.
 
-The pickers are those of the conformance kit (``tests/conformance/drivers``), with the same configuration: queue, KV
-cache and prefix cache scorers, as the reference runs without any. Needs ``KUBECONFIG``: the reference knows no other
-way to its endpoints.
+The pickers are those of the conformance kit (``tests/conformance/drivers``), ours in its image, with the same
+configuration: queue, KV cache and prefix cache scorers, as the reference runs without any. Needs ``KUBECONFIG``: the
+reference knows no other way to its endpoints.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from conformance.kit.world import World, world
 from benchmarks import rig
 
 PORT = 8000
+OURS = os.environ.get("BENCH_OURS", "image")
+"""The driver that is measured as ours: the image as it is shipped, or ``ours``, the sources in this environment."""
 READY = "inference_pool_ready_pods"
 """The gauge by which both generations say how many endpoints they know."""
 
@@ -125,7 +127,7 @@ def pool(around: World, name: str, hosts: Sequence[str], *flags: str) -> Iterato
 def side(around: World, name: str, pool_name: str, endpoints: int, *more: str, tls: bool = False) -> Iterator[Side]:
     """A picker that knows all endpoints of the pool. ``name``: ``ours``, ``go``, or one of them with ``=FLAG``."""
     key, _, flag = name.partition("=")
-    driver = drivers.load(key)
+    driver = drivers.load(OURS if key == "ours" else key)
     flags = [*around.flags(pool_name, tls=tls), *more, *([flag] if flag else [])]
     with picker(driver, flags, around.environment, around.api.turns, tls=tls) as found:
         eventually(lambda: found.metrics().value(READY, name=pool_name) == endpoints)

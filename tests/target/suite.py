@@ -23,7 +23,7 @@ BESIDE = "gates"
 WITHOUT_CLUSTER = ("unit", "envoy")
 PATIENCE = 60.0
 """Seconds in which a goal that is asked to end may clean up behind itself."""
-WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
+WITH_CLUSTER = ("compiled", "integration", "conformance-ours", "platform", "molecule")
 
 
 class Interrupted(Exception):

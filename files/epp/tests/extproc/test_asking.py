@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any, ClassVar
 
 import pytest
@@ -103,7 +103,7 @@ class World:
         headers = {":method": "POST", ":path": "/v1/completions", "content-type": "application/json"}
         exchange.receive(self.wire.headers(headers).SerializeToString())
         answers = exchange.receive(self.wire.body(body).SerializeToString())
-        assert not isinstance(answers, Iterable)
+        assert isinstance(answers, Coroutine)
         return exchange, asyncio.ensure_future(answers)
 
     def figure(self, name: str, *parts: str) -> float:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import pytest
@@ -89,8 +89,8 @@ class Stream:
             headers["x-llm-d-inference-objective"] = objective
         self.exchange.receive(world.wire.headers(headers).SerializeToString())
         answers = self.exchange.receive(world.wire.body(BODY).SerializeToString())
-        self.task = None if isinstance(answers, Iterable) else asyncio.ensure_future(answers)
-        self.answers = answers if isinstance(answers, Iterable) else ()
+        self.task = asyncio.ensure_future(answers) if isinstance(answers, Coroutine) else None
+        self.answers = () if isinstance(answers, Coroutine) else answers
 
     pushed: list[ProcessingResponse]
 

@@ -7,9 +7,8 @@ stream ends, no endpoint is held any more.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
@@ -122,7 +121,7 @@ class Rooms:
                     break
                 data = message if isinstance(message, bytes) else message.SerializeToString()
                 answers = exchange.receive(data)
-                assert not inspect.iscoroutine(answers), "decisions are made at once here"
+                assert not isinstance(answers, Coroutine), "decisions are made at once here"
                 check(answers)
         except ProtocolError:
             pass

@@ -18,10 +18,10 @@ from epp.config import EndpointPickerConfig, PluginSpec, ProfileSpec
 from epp.config.schema import ProfilePlugin
 from epp.datalayer import Datastore
 from epp.model import Endpoint, EndpointMetrics, InferenceRequest, Rejection
-from epp.observe import Recorder
+from epp.observe import PoolRecorder, Recorder
 from epp.scheduling import Filter, Plugin, Scheduler, Scorer
 
-RECORDER = Recorder("pool")
+RECORDER = PoolRecorder(Recorder(), "pool")
 
 
 class Given(Scorer):

@@ -20,7 +20,7 @@ from epp.extproc import messages as m
 from epp.extproc import replies as r
 from epp.extproc.director import Report, StreamRecorder, Ticket
 from epp.extproc.incoming import read
-from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine
+from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine, nothing_more
 from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
 
@@ -139,7 +139,7 @@ class Exchange:
         """The stream has ended with this gRPC status. Gives back what is still held."""
         self._closed = True
         self.push = None
-        del self._machine.on_response  # a circle, which only the garbage collector could free
+        self._machine.on_response = nothing_more  # bound to this: a circle, which only the collector could free
         if self._pending is not None:
             self._pending.cancel()
         response = self._machine.response

@@ -91,6 +91,11 @@ class Route:
     """Makes what reads the token counts of the answer; None for the usual one."""
 
 
+def nothing_more(served: str) -> Mapping[str, str]:
+    """What :attr:`StreamMachine.on_response` says where nobody asks for more."""
+    return {}
+
+
 class StreamMachine:
     """One ext_proc stream."""
 
@@ -103,7 +108,7 @@ class StreamMachine:
         """No message is expected any more: the stream can be closed."""
         self.response: ResponsePhase | None = None
         """The answer, once it has begun."""
-        self.on_response: Callable[[str], Mapping[str, str]] = lambda served: {}
+        self.on_response: Callable[[str], Mapping[str, str]] = nothing_more
         """Asked for more headers of the answer, once it begins; is told which endpoint served it, if that is known."""
         self._request_mode = self._response_mode = assumed
         self._marks = marks

@@ -14,6 +14,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import hpack
 
@@ -72,7 +73,7 @@ class HeadDecoder:
         return self._kept.get(block) or self._decode(block)
 
     def _decode(self, block: bytes) -> Head:
-        table = self._decoder.header_table
+        table: Any = self._decoder.header_table  # its entries' types would make compiled code copy them
         newest = table.dynamic_entries[0] if table.dynamic_entries else None
         before = (table.maxsize, len(table.dynamic_entries))
         try:

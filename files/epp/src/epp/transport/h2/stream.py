@@ -111,13 +111,12 @@ class Stream:
 
     def message(self, data: bytes) -> None:
         """A message is here."""
-        if self._answers is not None or self._task is not None:
+        if self._answers is None and self._task is None:
+            self._start(data)
+            self.resume()
+        else:
             self._queue.append(data)
             self._held += len(data)
-            return
-        self._start(data)
-        if self._answers is not None:
-            self._go_on()
 
     def part(self, data: bytes, start: int, stop: int) -> None:
         """Bytes ``start`` to ``stop`` of ``data``, which are not just one message."""
@@ -267,9 +266,10 @@ class Stream:
         connection = self.connection
         turn = QUANTUM
         if self._pending is not None:
-            turn -= self._push(turn)
-            if self._pending is not None:
+            sent, whole = self._push(turn)
+            if not whole:
                 return False
+            turn -= sent
         for answer in answers:
             if not self.answered:
                 self.answered = True
@@ -284,9 +284,10 @@ class Stream:
                 connection.out.append(answer)
                 continue
             self._begin(answer)
-            turn -= self._push(turn)
-            if self._pending is not None:
+            sent, whole = self._push(turn)
+            if not whole:
                 return False
+            turn -= sent
         return True
 
     def _begin(self, answer: bytes) -> None:
@@ -296,8 +297,9 @@ class Stream:
             raise CallError(Code.RESOURCE_EXHAUSTED, f"an answer is larger than max ({len(answer)} vs. {limit})")
         self._pending, self._prefix = memoryview(answer), b"\0" + len(answer).to_bytes(4)
 
-    def _push(self, most: int) -> int:
-        """Send of the pending message what the windows allow, about ``most`` bytes; returns how many went."""
+    def _push(self, most: int) -> tuple[int, bool]:
+        """Send of the pending message what the windows allow, about ``most`` bytes; returns how many went, and whether
+        none is left."""
         connection, pending, prefix = self.connection, self._pending, self._prefix
         assert pending is not None
         at, size, sent = 0, len(pending), 0
@@ -319,8 +321,9 @@ class Stream:
         if sent:
             self.stuck = 0
         self._prefix = prefix
-        self._pending = pending[at:] if at < size or prefix else None
-        return sent
+        whole = at == size and not prefix
+        self._pending = None if whole else pending[at:]
+        return sent, whole
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, CallError):
