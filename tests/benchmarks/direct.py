@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -172,19 +172,20 @@ def _parts(data: bytes) -> list[bytes]:
     return [data[start : start + 16384] for start in range(0, len(data), 16384)]
 
 
-def run(port: int, source: Source, connections: int, streams: int, seconds: float) -> Result:
-    """So many connections with so many exchanges at a time each, for ``seconds``. Raises RigError when one fails."""
-    return uvloop.run(_run(port, source, connections, streams, seconds))
+def run(ports: Sequence[int], source: Source, connections: int, streams: int, seconds: float) -> Result:
+    """So many connections to each port with so many exchanges at a time each, for ``seconds``. Raises RigError when one
+    fails."""
+    return uvloop.run(_run(ports, source, connections, streams, seconds))
 
 
-async def _run(port: int, source: Source, connections: int, streams: int, seconds: float) -> Result:
+async def _run(ports: Sequence[int], source: Source, connections: int, streams: int, seconds: float) -> Result:
     result, loop = Result(), asyncio.get_running_loop()
     started = time.perf_counter()
 
     def more() -> bool:
         return time.perf_counter() < started + seconds
 
-    async def connection() -> None:
+    async def connection(port: int) -> None:
         """One after the other, as the picker asks for it."""
         while more():
             make = partial(_Connection, streams, source, result, more)
@@ -192,7 +193,7 @@ async def _run(port: int, source: Source, connections: int, streams: int, second
             await made.done
 
     async with asyncio.timeout(seconds + GRACE_SECONDS), asyncio.TaskGroup() as group:
-        for _ in range(connections):
-            group.create_task(connection())
+        for port in [*ports] * connections:
+            group.create_task(connection(port))
     result.seconds = time.perf_counter() - started
     return result

@@ -161,17 +161,18 @@ def workers(record: Sequence[Record]) -> str:
     readings = [Reading(**each) for each in record]
     rows = []
     for each in readings:
-        counts = [f"{statistics.median(values):.0f}" for values in (each.throughput, each.capacity)]
+        counts = [f"{statistics.median(each.throughput):.0f}"]
         costs = [f"{statistics.median(values) * 1e6:.0f}" for values in (each.cpu, each.parent)]
         rest = [f"{statistics.median(each.hits):.3f}", f"{statistics.median(each.free):.1f}"]
-        rows.append([str(each.workers), *counts, *costs, *rest])
+        rows.append([each.name, *counts, *costs, *rest])
     text = (
-        "Whole ext_proc exchanges without a gateway, as many streams for every worker. With fewer free cores than\n"
-        "workers beside the generator, throughput says little, by the busiest process's CPU time a bit more.\n"
+        "Whole ext_proc exchanges without a gateway, as many streams for every process that decides. Strangers are\n"
+        "two pickers that know nothing of each other: on two free cores they do twice what one does, and here what\n"
+        "these cores allow, so two workers over half of them is what two workers over one would be on free cores.\n"
     )
-    head = ("workers", "requests/s", "per s of the busiest", "CPU µs/request", "of it the parent", "hits", "free cores")
+    head = ("", "requests/s", "CPU µs/request", "of it the parent", "hits", "free cores")
     lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
-    lines += [f"- {name}, two ÷ one: {found}: {told}" for name, found, told in judge(readings)]
+    lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]
     return "\n".join(lines) + "\n"
 
 

@@ -139,18 +139,16 @@ def test_no_figure_costs_more_than_a_counters_increment() -> None:
 class TestWorkers:
     @staticmethod
     def readings(throughput: float, hits: float, free: float) -> list[workers.Reading]:
-        one = workers.Reading(1, [100.0] * 4, [100.0] * 4, [1e-3] * 4, [0.0] * 4, [1e-4] * 4, [1e-3] * 4, [0.9] * 4)
-        two = workers.Reading(2, [throughput] * 4, [180.0] * 4, [1e-3] * 4, [1e-5] * 4, [1e-4] * 4, [1e-3] * 4)
-        two.hits = [hits] * 4
-        one.free = two.free = [free] * 4
-        return [one, two]
+        one = workers.Reading(1, 1, [100.0] * 4, [1e-3] * 4, [0.0] * 4, [1e-4] * 4, [1e-3] * 4, [0.9] * 4, [free] * 4)
+        two = replace(one, workers=2, throughput=[throughput] * 4, parent=[1e-5] * 4, hits=[hits] * 4)
+        return [one, two, replace(one, pickers=2, throughput=[180.0] * 4)]
 
     @pytest.mark.parametrize(
         ("throughput", "hits", "free", "verdicts"),
         [
             (170.0, 0.89, 2.5, ["met", "met", "met"]),
             (160.0, 0.87, 2.5, ["missed", "met", "missed"]),
-            (170.0, 0.9, 1.9, [workers.FEW, workers.FEW, "met"]),
+            (150.0, 0.9, 1.9, [workers.FEW, "missed", "met"]),
         ],
     )
     def test_verdicts(self, throughput: float, hits: float, free: float, verdicts: list[str]) -> None:
@@ -160,8 +158,8 @@ class TestWorkers:
         found = [asdict(each) for each in self.readings(170.0, 0.9, 2.5)]
         (tmp_path / "workers.json").write_text(json.dumps(found))
         report.write(tmp_path, page := tmp_path / "performance.md")
-        assert "| 2 | 170 | 180 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
-        assert "throughput, as measured, two ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
+        assert "| 2 workers | 170 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
+        assert "throughput, two workers ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
 
     def test_what_is_missing_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         workers.show(self.readings(170.0, 0.9, 0.5))

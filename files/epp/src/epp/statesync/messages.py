@@ -76,4 +76,4 @@ def unpack(data: bytes) -> Sequence[int]:
     numbers.frombytes(data)
     if sys.byteorder == "big":
         numbers.byteswap()
-    return numbers
+    return numbers.tolist()  # which is gone through several times: an array would make its numbers anew each time
