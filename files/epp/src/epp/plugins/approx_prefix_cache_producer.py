@@ -73,7 +73,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         )
         self._context = context
         self._index = PrefixIndex()
-        self._told = 0
+        self._tellings = 0
         self._key = f"{PREFIX_MATCH}/{name}"
         context.datastore.on_removed(self._drop)
         context.datastore.journal.teach(name, self)
@@ -125,8 +125,8 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
     def _tell(self, endpoint: Endpoint, hashes: Sequence[int], fresh: Sequence[int]) -> None:
         """Peers are told what is new. Now and then they are told the whole prompt: then its beginning stays as recently
         used with them as it is here, and what they have missed comes back."""
-        self._told += 1
-        told = fresh if self._told % WHOLE else hashes
+        self._tellings += 1
+        told = fresh if self._tellings % WHOLE else hashes
         if told:
             self._context.datastore.journal.prefix(self.name, endpoint, told)
 
