@@ -2,9 +2,10 @@
 """How pickers bear size: 100, 1 000, 5 000 endpoints, 100 000 cached prefix blocks, pods that come and go, 50 pools.
 
 ``python -m benchmarks.scale --help``. A decision is timed from outside, over ext_proc without an Envoy: headers and
-a small body go in, the routing comes out; the pickers take turns. A pod's birth is seen when a request that only this
-pod may serve is routed, its death when such a request is refused. Pods are objects in the API server that nobody runs;
-servers at their addresses show metrics.
+a small body go in, the routing comes out. The pickers take turns, and one stands still (SIGSTOP) while the other is
+timed: reading thousands of pages, the reference leaves nothing of two cores. A pod's birth is seen when a request that
+only this pod may serve is routed, its death when such a request is refused. Pods are objects in the API server that
+nobody runs; servers at their addresses show metrics.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import signal
 import sys
 import time
 import uuid
@@ -32,6 +35,8 @@ BOUND_ENDPOINTS, BOUND_DECISION, BOUND_MEMORY, BOUND_DEATH = 5000, 0.005, 1e9, 1
 """With so many endpoints: seconds of a decision (p99), bytes, seconds until a death is seen."""
 PROMPT = "tell me about the lighthouse and its keeper " * 20
 BLOCK_BYTES, PROMPT_BLOCKS = 256, 16
+WARM_UP, TURN = 10, 50
+"""Decisions in a row before the other picker's turn; the first ones, with its caches cold, do not count."""
 PATIENCE.seconds = 120.0  # thousands of pods take a while to be known
 
 
@@ -49,14 +54,28 @@ class Reading:
     memory: int = 0
 
 
-def decide(clients: dict[str, Client], count: int) -> dict[str, list[float]]:
+@contextlib.contextmanager
+def standing_still(pids: Sequence[int]) -> Iterator[None]:
+    """These processes do nothing meanwhile."""
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def decide(clients: dict[str, Client], pids: dict[str, int], count: int) -> dict[str, list[float]]:
     """Decisions of all pickers in turns, each prompt new behind a beginning that all share."""
     found: dict[str, list[float]] = {name: [] for name in clients}
-    for number in range(count + 20):
+    for _ in range(0, count, TURN):
         for name, client in clients.items():
-            reply = client.decide(f"{PROMPT} {uuid.uuid4()}")
-            if number >= 20:  # connections, caches
-                found[name].append(reply.seconds)
+            with standing_still([pid for other, pid in pids.items() if other != name]):
+                for number in range(WARM_UP + TURN):
+                    reply = client.decide(f"{PROMPT} {uuid.uuid4()}")
+                    if number >= WARM_UP:
+                        found[name].append(reply.seconds)
     return found
 
 
@@ -114,7 +133,8 @@ def measure(count: int, decisions: int, changes: int, blocks: int) -> list[Readi
         clients = {name: enter(Client(_port(side))) for name, side in running.items()}
         readings = {name: Reading(name, count) for name in running}
         print("decisions", file=sys.stderr, flush=True)
-        for name, seconds in decide(clients, decisions).items():
+        pids = {name: side.pid for name, side in running.items()}
+        for name, seconds in decide(clients, pids, decisions).items():
             readings[name].decisions = seconds
         print("births and deaths", file=sys.stderr, flush=True)
         births, deaths = lives(around, "scale", clients, changes)
@@ -123,7 +143,7 @@ def measure(count: int, decisions: int, changes: int, blocks: int) -> list[Readi
             print(f"{blocks} prefix blocks: {name}", file=sys.stderr, flush=True)
             fill(clients[name], blocks)
             readings[name].memory = rig.peak_memory_bytes(side.pid)
-        for name, seconds in decide(clients, decisions).items():
+        for name, seconds in decide(clients, pids, decisions).items():
             readings[name].prefix_decisions = seconds
         return list(readings.values())
 
@@ -154,7 +174,7 @@ def measure_pools(count: int, decisions: int) -> Reading:
         reading = Reading(f"ours, {count} pools", 4 * count)
         for name in names:
             with Client(_port(side), name) as client:
-                reading.decisions += decide({name: client}, decisions // count)[name]
+                reading.decisions += decide({name: client}, {}, decisions // count)[name]
         reading.memory = rig.peak_memory_bytes(side.pid)
         return reading
 
