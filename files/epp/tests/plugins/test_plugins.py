@@ -15,7 +15,7 @@ from epp import plugins
 from epp.datalayer import Datastore
 from epp.model import Decision, Endpoint, EndpointMetrics, InferenceRequest
 from epp.observe import Recorder
-from epp.plugins.approx_prefix_cache_producer import WHOLE, ApproxPrefixCacheProducer
+from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.plugins.prefix_cache_scorer import PrefixCacheScorer
 from epp.scheduling import Filter, Picker, Plugin, PrefixMatch, SaturationDetector, Scorer
 
@@ -248,28 +248,6 @@ def test_prefix_producer_looks_at_a_bounded_part() -> None:
     assert len(matched(world, blocks, b"x" * 100_000).hashes) == 3
     assert matched(world, blocks, b"").hashes == []
     assert len(matched(world, blocks, b"x").hashes) == 1, "a short block counts"
-
-
-def test_peers_are_told_what_is_new_and_now_and_then_all() -> None:
-    world, peer = World(), World()
-    for each in (world, peer):
-        each.datastore.replace(endpoints(read()))
-    (endpoint,) = world.datastore.endpoints()
-    world.datastore.journal.active = True
-    producer: ApproxPrefixCacheProducer = make("approx-prefix-cache-producer", world)
-    other: ApproxPrefixCacheProducer = make("approx-prefix-cache-producer", peer)
-    prompt, told = b"", []
-    for turn in range(WHOLE):
-        prompt += bytes([turn]) * 256
-        send(world, producer, prompt, endpoint)
-        for name, _, hashes in world.datastore.journal.turn().prefixes:
-            assert name == producer.name
-            told.append(len(hashes))
-            other.learn(peer.datastore.endpoints()[0], hashes)
-    assert told == [1] * (WHOLE - 1) + [WHOLE]
-    assert list(matched(peer, other, prompt).blocks.values()) == [WHOLE]
-    send(world, producer, prompt, endpoint)
-    assert world.datastore.journal.turn().prefixes == [], "nothing is new"
 
 
 def test_prefix_scorer_share_and_length() -> None:

@@ -127,10 +127,8 @@ class PrefixIndex:
             self._note(alive, depth, matched)
         return matched
 
-    def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> list[int]:
+    def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> None:
         """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
-
-        Returns those that it was not known to hold.
 
         The prompt's end becomes older than its beginning: without its beginning, an end could never match.
         """
@@ -152,7 +150,6 @@ class PrefixIndex:
             if self._filled[slot] > capacity:
                 self._shrink(slot, capacity)
         self._size += len(held) - before
-        return fresh
 
     def _shrink(self, slot: int, capacity: int) -> None:
         """Forget the oldest blocks of an endpoint."""

@@ -28,8 +28,6 @@ MIN_BLOCK_TOKENS = 64
 PREFILL_PROFILE = "prefill"
 MAX_ENTRIES = 4_000_000
 """Entries over all endpoints of one index: at some 230 bytes each, what a process can bear."""
-WHOLE = 8
-"""Every so many prompts, peers are told a whole one."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         )
         self._context = context
         self._index = PrefixIndex()
-        self._tellings = 0
         self._key = f"{PREFIX_MATCH}/{name}"
         context.datastore.on_removed(self._drop)
         context.datastore.journal.teach(name, self)
@@ -115,20 +112,13 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         hit = min(total, match.blocks.get(chosen, 0) * block_bytes)
         journal = self._context.datastore.journal
         for endpoint in (chosen, *decision.profiles.get(PREFILL_PROFILE, ())[:1]):
-            fresh = self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
+            self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
             if journal.active:
-                self._tell(endpoint, match.hashes, fresh)
+                # All of them, and not only those that are new: peers must see the old ones used, or they forget them.
+                journal.prefix(self.name, endpoint, match.hashes)
         match.hashes = ()  # an answer may take minutes, and nobody needs them any more
         self._context.recorder.prefix_match(self.name, hit, total)
         self._context.recorder.prefix_index_size(self.name, len(self._index))
-
-    def _tell(self, endpoint: Endpoint, hashes: Sequence[int], fresh: Sequence[int]) -> None:
-        """Peers are told what is new. Now and then they are told the whole prompt: then its beginning stays as recently
-        used with them as it is here, and what they have missed comes back."""
-        self._tellings += 1
-        told = fresh if self._tellings % WHOLE else hashes
-        if told:
-            self._context.datastore.journal.prefix(self.name, endpoint, told)
 
     def learn(self, endpoint: Endpoint, hashes: Sequence[int]) -> None:
         """A peer has sent a prompt with these block hashes to the endpoint."""
