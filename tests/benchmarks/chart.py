@@ -23,6 +23,11 @@ class Bar:
     most: float
 
 
+def figures(value: float) -> str:
+    """Three digits at least, and no exponent for what is large."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}".replace(",", " ")
+
+
 def chart(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]], unit: str = "s") -> str:
     """The chart: one group of bars under each heading; all values in ``unit``."""
     bars = [bar for _heading, members in groups for bar in members]
@@ -44,7 +49,7 @@ def chart(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]], un
     for power in range(round(span) + 1):
         x = place(low * 10**power)
         lines.append(f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{height - 24}" stroke="#dee2e6"/>')
-        label = f"{low * 10**power:g} {unit}"
+        label = f"{figures(low * 10**power)} {unit}"
         lines.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" fill="#495057">{label}</text>')
     y = TOP
     for heading, members in groups:
@@ -64,5 +69,5 @@ def _bar(bar: Bar, y: int, place: Callable[[float], float], unit: str) -> list[s
         f'<rect x="{LABEL}" y="{y}" width="{max(1.0, end - LABEL):.1f}" height="{BAR}" '
         f'fill="{COLOURS[bar.series % len(COLOURS)]}"/>',
         f'<line x1="{place(bar.least):.1f}" y1="{middle}" x2="{place(bar.most):.1f}" y2="{middle}" stroke="black"/>',
-        f'<text x="{max(end, place(bar.most)) + 5:.1f}" y="{y + 12}">{bar.value:.3g} {unit}</text>',
+        f'<text x="{max(end, place(bar.most)) + 5:.1f}" y="{y + 12}">{figures(bar.value)} {unit}</text>',
     ]

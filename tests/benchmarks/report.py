@@ -17,7 +17,7 @@ Record = dict[str, Any]
 FIGURES = ("cpu", "added_p50", "added_p99", "time")
 HEADINGS = ("CPU per request", "latency added, p50", "latency added, p99", "time per request")
 COMMANDS = {
-    "datapath": "python -m benchmarks.datapath",
+    "datapath": "python -m benchmarks.datapath --rounds 4 --seconds 1.5",
     "datapath-tls": "python -m benchmarks.datapath --quick --tls",
     "scraping": "python -m benchmarks.scraping",
     "scale": "python -m benchmarks.scale",
