@@ -137,6 +137,14 @@ def _lab_processes() -> Iterator[str]:
                 yield f"{entry.name} {name}"
 
 
+def at_rest() -> dict[str, set[str]]:
+    """The machine before a test. The supervisor of a lab that was taken down a moment ago may still be ending."""
+    deadline = time.monotonic() + 30
+    while set(_lab_processes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return machine()
+
+
 def assert_no_trace(before: dict[str, set[str]]) -> None:
     """The machine is as it was. The supervisor ends as a zombie, for as long as the machine's own init lets it lie."""
     deadline = time.monotonic() + 30
@@ -162,7 +170,7 @@ def kill_everything() -> None:
 
 
 def test_a_control_plane_comes_up_keeps_its_data_and_leaves_nothing(checkout: Checkout) -> None:
-    before = machine()
+    before = at_rest()
     checkout.run("up", "--control-plane")
     assert checkout.run("status").returncode == 0
     assert list(checkout.pids()) == ["etcd", "kube-apiserver", "kube-controller-manager"]
@@ -185,7 +193,7 @@ def test_a_control_plane_comes_up_keeps_its_data_and_leaves_nothing(checkout: Ch
 
 
 def test_a_whole_cluster_survives_the_death_of_anything(checkout: Checkout) -> None:
-    before = machine()
+    before = at_rest()
     checkout.run(code=_FULL)
     plan = json.loads((checkout.root / ".lab" / "network.json").read_text())["octet"]
     server, api = f"10.{plan}.128.10", f"10.{plan}.128.1"
@@ -224,7 +232,7 @@ def test_a_whole_cluster_survives_the_death_of_anything(checkout: Checkout) -> N
 
 
 def test_the_death_of_the_supervisor_alone_is_the_end_of_all(checkout: Checkout) -> None:
-    before = machine()
+    before = at_rest()
     checkout.run("up", "--control-plane")
     owner = json.loads(Path("/run/inferops-lab/owner.json").read_text())
     os.kill(owner["pid"], signal.SIGKILL)
@@ -237,7 +245,7 @@ def test_the_death_of_the_supervisor_alone_is_the_end_of_all(checkout: Checkout)
 
 
 def test_one_lab_at_a_time_whichever_checkout_it_belongs_to(checkout: Checkout, tmp_path: Path) -> None:
-    before = machine()
+    before = at_rest()
     other = copy_checkout(tmp_path / "two")
     checkout.run("up", "--control-plane")
     checkout.kubectl("create", "configmap", "of-the-first")

@@ -24,6 +24,8 @@ WRITE_BUFFER = 1024 * 1024
 """Bytes that wait for a socket until its streams stop building answers."""
 JOIN_BELOW = 32 * 1024
 """A write of fewer bytes is joined; larger ones are handed over in parts."""
+JOIN_BELOW_TLS = 128 * 1024
+"""The same with TLS, which makes a record of each part, however small."""
 GREETING_SECONDS = 10
 """A connection that has not begun to speak HTTP/2 by then is closed."""
 STUCK_SECONDS = 60
@@ -44,6 +46,7 @@ class _Peer(asyncio.Protocol):
     def __init__(self, server: H2Transport) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
+        self._join_below = JOIN_BELOW
         self.connection = Connection(server.methods, server.limits, self.flush)
         self._age = 0
         self._stuck = 0
@@ -53,6 +56,8 @@ class _Peer(asyncio.Protocol):
         """A gateway has connected, TLS included."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        if transport.get_extra_info("sslcontext") is not None:
+            self._join_below = JOIN_BELOW_TLS
         self._server.peers.add(self)
         self.flush()
 
@@ -93,7 +98,7 @@ class _Peer(asyncio.Protocol):
             connection.out = []
             if len(out) == 1:
                 transport.write(out[0])
-            elif sum(map(len, out)) < JOIN_BELOW:
+            elif sum(map(len, out)) < self._join_below:
                 transport.write(b"".join(out))
             else:
                 transport.writelines(out)
