@@ -19,7 +19,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from lab import binaries, images
+from lab import binaries, images, preflight
 from lab.errors import LabError
 from lab.progress import Progress
 
@@ -86,8 +86,6 @@ def unpacked(archive: Archive) -> Path:
 
 def enter(root: Path) -> None:
     """This process sees the image's system folders from now on, in a mount namespace of its own. Raises LabError."""
-    if os.geteuid() != 0:
-        raise LabError("Running a program inside of an image without a container takes root.")
     here = Path.cwd()
     os.unshare(os.CLONE_NEWNS)
     _mount("--make-rprivate", "/")
@@ -113,8 +111,11 @@ def main() -> int:
         print("usage: python -m lab.images.inside IMAGE COMMAND [ARGUMENT...]", file=sys.stderr)
         return 2
     name, *command = sys.argv[1:]
+    progress = Progress()
     try:
-        reference = images.ensure(Progress(), [name], "buildah")[name]
+        preflight.machine()
+        preflight.packages(progress, with_images=True)
+        reference = images.ensure(progress, [name], "buildah")[name]
         file = images.archive(reference)
         with tarfile.open(file) as tar:
             archive = Archive(file, tar)
