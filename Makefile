@@ -52,10 +52,12 @@ coverage: env ## The endpoint picker's own tests; fails where they reach less th
 	coverage run -m pytest -q files/epp/tests -m 'not cluster and not envoy'
 	@for room in $(COVERED); do echo "epp.$$room:"; coverage report --include="*/epp/$$room/*" --fail-under 95; done
 
-SITE_PACKAGES = $(shell python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+SITE_PACKAGES = $(shell $(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 compiled: env ## The endpoint picker's compiled parts, where they are: its tests, inside of its image
 	python -m lab.images.inside epp python tests/target/inside_image.py $(SITE_PACKAGES) \
-		-q -p no:cacheprovider files/epp/tests/transport files/epp/tests/extproc files/epp/tests/bbr -m 'not cluster and not envoy'
+		-q -p no:cacheprovider files/epp/tests/transport files/epp/tests/extproc files/epp/tests/bbr \
+		files/epp/tests/scheduling files/epp/tests/plugins files/epp/tests/datalayer/test_prefix.py \
+		files/epp/tests/datalayer/test_kvevents.py -m 'not cluster and not envoy'
 
 envoy: env ## The endpoint picker behind the real Envoy
 	pytest -q files/epp/tests -m envoy

@@ -19,9 +19,11 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
@@ -50,7 +52,9 @@ flowControl:
 """
 STRICT, TURNS, PROGRAMS = "global-strict-fairness-policy", "round-robin-fairness-policy", "program-aware-fairness"
 UTILIZATION, CONCURRENCY = "utilization-detector", "concurrency-detector"
-MEBIBYTE = 1024 * 1024
+MEGABYTE = 1e6
+BOUND_REQUESTS, BOUND_MEMORY, BOUND_MICROSECONDS = 20_000, 200e6, 100
+"""So many waiting requests cost so many bytes at most, and one dispatch so many microseconds."""
 
 
 class Rooms:
@@ -114,11 +118,6 @@ class Memory:
     requests: int
     total: int
     bodies: int
-
-    @property
-    def each(self) -> float:
-        """Bytes per request."""
-        return self.total / self.requests
 
 
 async def memory(requests: int, body: int) -> Memory:
@@ -203,25 +202,40 @@ CASES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print tables."""
+    """Measure, print, keep the raw figures; 1 when a bound was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=20_000, help="requests that wait (%(default)s)")
+    parser.add_argument("--requests", type=int, default=BOUND_REQUESTS, help="requests that wait (%(default)s)")
     parser.add_argument("--body", type=int, default=2000, help="bytes of a prompt (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds per dispatch figure (%(default)s)")
+    parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     asked = parser.parse_args(arguments)
     found = asyncio.run(memory(asked.requests, asked.body))
-    print("| waiting requests | resident memory | of it bodies | per request |\n|---|---|---|---|")
-    total, bodies = found.total / MEBIBYTE, found.bodies / MEBIBYTE
-    print(f"| {found.requests} | {total:.0f} MiB | {bodies:.0f} MiB | {found.each / 1000:.1f} kB |\n")
-    print("| fairness | detector | endpoints | flows | µs per dispatch |\n|---|---|---|---|---|")
+    total, bodies = found.total / MEGABYTE, found.bodies / MEGABYTE
+    print(f"{found.requests} requests that wait: {total:.0f} MB, of it {bodies:.0f} MB of bodies")
+    print(f"\n{'fairness':34}{'detector':24}{'endpoints':>10}{'flows':>8}{'us per dispatch':>18}")
+    cases: list[dict[str, Any]] = []
     for fairness, detector, endpoints, flows in CASES:
         rounds = [
             asyncio.run(dispatch(fairness, detector, endpoints, flows, asked.requests)) for _ in range(asked.rounds)
         ]
+        cases.append({"fairness": fairness, "detector": detector, "endpoints": endpoints, "flows": flows})
+        cases[-1]["microseconds"] = rounds
         median = statistics.median(rounds)
-        print(f"| {fairness} | {detector} | {endpoints} | {flows} | {median:.1f} |", flush=True)
-    return 0
+        print(f"{fairness:34}{detector:24}{endpoints:>10}{flows:>8}{median:>18.1f}", flush=True)
+    slowest = max(statistics.median(each["microseconds"]) for each in cases)
+    met = {
+        f"{BOUND_REQUESTS} requests that wait cost {BOUND_MEMORY / MEGABYTE:.0f} MB at most": (
+            asked.requests >= BOUND_REQUESTS and found.total <= BOUND_MEMORY
+        ),
+        f"a dispatch costs {BOUND_MICROSECONDS} us at most": slowest <= BOUND_MICROSECONDS,
+    }
+    verdicts = {key: "met" if value else "missed" for key, value in met.items()}
+    print(*(f"{key}: {verdict}" for key, verdict in verdicts.items()), sep="\n")
+    if asked.output:
+        record = {"memory": asdict(found), "cases": cases, "verdicts": verdicts}
+        asked.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return int("missed" in verdicts.values())
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -23,6 +23,7 @@ COMMANDS = {
     "scale": "python -m benchmarks.scale",
     "replicas": "python -m benchmarks.replicas",
     "workers": "python -m benchmarks.workers",
+    "flowcontrol": "python -m benchmarks.flowcontrol",
 }
 INTRODUCTION = """\
 # What the endpoint picker costs
@@ -45,9 +46,14 @@ def write(folder: Path, document: Path) -> list[Path]:
             picture.write_text(cpu_chart(found[name]))
             written.append(picture)
             parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
-    for name, make in (("scraping", scraping), ("scale", scale), ("replicas", replicas), ("workers", workers)):
-        if name in found:
-            parts.append(make(found[name]))
+    sections = {
+        "scraping": scraping,
+        "scale": scale,
+        "replicas": replicas,
+        "workers": workers,
+        "flowcontrol": flowcontrol,
+    }
+    parts += [make(found[name]) for name, make in sections.items() if name in found]
     document.write_text("\n".join(parts), encoding="utf-8")
     return written
 
@@ -174,6 +180,23 @@ def workers(record: Sequence[Record]) -> str:
     lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
     lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]
     return "\n".join(lines) + "\n"
+
+
+def flowcontrol(record: Record) -> str:
+    """The section about requests that wait for their turn."""
+    head = ("fairness", "saturation detector", "endpoints", "flows", "µs per dispatch")
+    rows = []
+    for each in record["cases"]:
+        median = statistics.median(each["microseconds"])
+        rows.append([each["fairness"], each["detector"], str(each["endpoints"]), str(each["flows"]), f"{median:.1f}"])
+    memory = record["memory"]
+    waiting = (
+        f"{memory['requests']} requests that wait take {memory['total'] / 1e6:.0f} MB, of it "
+        f"{memory['bodies'] / 1e6:.0f} MB of bodies.\n"
+    )
+    return "\n".join(
+        ["## Flow control\n", f"`{COMMANDS['flowcontrol']}`\n", waiting, table(head, rows), _verdicts(record)]
+    )
 
 
 def _verdicts(record: Record) -> str:

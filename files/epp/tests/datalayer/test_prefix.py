@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, plain_blocks
+from epp.datalayer.slots import MANY
 from epp.model import Endpoint
 
 PODS = [Endpoint(f"e{i}", "", f"p{i}", f"10.0.0.{i + 1}", 8000) for i in range(3)]
@@ -91,6 +92,20 @@ def test_dropped_endpoints_leave_nothing_behind() -> None:
         index.drop(pod)
     assert len(index) == 0
     assert index._holders == {}
+
+
+def test_many_candidates_are_found_like_few() -> None:
+    index = PrefixIndex()
+    pods = [Endpoint(f"m{i}", "", f"m{i}", f"10.0.{i // 250}.{i % 250 + 1}", 8000) for i in range(3 * MANY)]
+    for number, pod in enumerate(pods):
+        index.add(pod, [1, 2, 3, 4][: number % 5], 10)
+    index.drop(pods[4])
+    expected = {pod: number % 5 for number, pod in enumerate(pods) if number % 5 and number != 4}
+    for some in (pods, pods[: 2 * MANY], pods[::2], pods[:MANY], pods[:1]):
+        found = index.match([1, 2, 3, 4], some)
+        assert found == {pod: depth for pod, depth in expected.items() if pod in some}
+    assert index.match([9], pods) == {}
+    assert index.match([], pods) == {}
 
 
 @given(

@@ -19,6 +19,7 @@ from math import gcd
 import xxhash
 
 from epp.datalayer.kvevents import GPU, AllBlocksCleared, BlockRemoved, BlockStored, Event
+from epp.datalayer.slots import Slots
 from epp.model import Endpoint
 
 MAX_ENTRIES = 4_000_000
@@ -87,7 +88,7 @@ class BlockIndex:
         self.counts = Counts()
         self._limit = limit
         self._caches: dict[Endpoint, _Cache] = {}
-        self._free: list[int] = []
+        self._slots = Slots()
         self._gpu: dict[int, int] = {}
         """Key to the bits of the endpoints that have it in GPU memory."""
         self._elsewhere: dict[int, int] = {}
@@ -134,8 +135,8 @@ class BlockIndex:
     ) -> tuple[dict[Endpoint, int], dict[Endpoint, float]]:
         """Consecutive blocks from the start that each endpoint holds, and the same with those that are not in GPU
         memory counted as ``elsewhere`` (0 to 1). Endpoints that hold none are absent."""
-        standing = {cache.bit: each for each in endpoints if (cache := self._caches.get(each)) is not None}
-        alive = sum(standing)
+        slots = self._slots
+        alive = slots.mask(endpoints)
         depths: dict[Endpoint, int] = {}
         gpu, others, expected, mixed = self._gpu, self._elsewhere, self._expected, False
         simple = not others and not expected
@@ -150,12 +151,13 @@ class BlockIndex:
                     held |= more
             still = alive & held
             if still != alive:
-                _note(standing, alive & ~still, depth, depths)
+                slots.note(alive & ~still, depth, depths)
                 alive = still
                 if not alive:
                     break
             depth += 1
-        _note(standing, alive, depth, depths)
+        slots.note(alive, depth, depths)
+        depths = slots.among(depths, endpoints)
         weights: dict[Endpoint, float] = {endpoint: float(count) for endpoint, count in depths.items()}
         for endpoint, count in depths.items() if mixed else ():
             bit = self._caches[endpoint].bit
@@ -184,13 +186,12 @@ class BlockIndex:
             return
         for key in [key for key, bits in self._expected.items() if bits & cache.bit]:
             _clear(self._expected, key, cache.bit)
-        self._free.append(cache.bit)
+        self._slots.drop(endpoint)
 
     def _cache(self, endpoint: Endpoint) -> _Cache:
         cache = self._caches.get(endpoint)
         if cache is None:
-            bit = self._free.pop() if self._free else 1 << len(self._caches)
-            cache = self._caches[endpoint] = _Cache(bit)
+            cache = self._caches[endpoint] = _Cache(1 << self._slots.number(endpoint))
         return cache
 
     def _store(self, cache: _Cache, model: str, event: BlockStored) -> None:
@@ -300,11 +301,3 @@ def _clear(holders: dict[int, int], key: int, bit: int) -> None:
         holders[key] = bits & ~bit
     else:
         del holders[key]
-
-
-def _note(standing: Mapping[int, Endpoint], bits: int, depth: int, depths: dict[Endpoint, int]) -> None:
-    """Write ``depth``, if it is any, for the endpoint of each bit."""
-    while bits and depth:
-        low = bits & -bits
-        depths[standing[low]] = depth
-        bits ^= low

@@ -16,6 +16,8 @@ a metric of only one of them, the requests in flight that are not in that one st
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from epp.model import Endpoint
 
 CACHE_TOKENS = 500_000
@@ -31,6 +33,17 @@ def waiting(endpoint: Endpoint) -> int:
     if not metrics.reports_waiting:
         return max(0, endpoint.inflight - metrics.running)
     return metrics.waiting + endpoint.unseen if metrics.waiting > 0 else 0
+
+
+def all_waiting(endpoints: Iterable[Endpoint]) -> list[int]:
+    """:func:`waiting` of each, without a call for each."""
+    return [
+        (metrics.waiting + endpoint.unseen if metrics.waiting > 0 else 0)
+        if metrics.updated_at and metrics.reports_waiting
+        else waiting(endpoint)
+        for endpoint in endpoints
+        for metrics in (endpoint.metrics,)
+    ]
 
 
 def running(endpoint: Endpoint) -> int:
@@ -50,6 +63,14 @@ def kv_usage(endpoint: Endpoint) -> float:
         return metrics.kv_cache_usage
     capacity = metrics.block_size * metrics.num_blocks or CACHE_TOKENS
     return min(1.0, metrics.kv_cache_usage + endpoint.unseen_tokens / capacity)
+
+
+def all_kv_free(endpoints: Iterable[Endpoint]) -> list[float]:
+    """What :func:`kv_usage` leaves of each, without a call for each."""
+    return [
+        1.0 - (kv_usage(endpoint) if endpoint.unseen_tokens else endpoint.metrics.kv_cache_usage)
+        for endpoint in endpoints
+    ]
 
 
 def stale(endpoint: Endpoint, now: float, threshold: float) -> bool:

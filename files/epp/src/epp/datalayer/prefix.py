@@ -20,6 +20,7 @@ from itertools import repeat
 
 import xxhash
 
+from epp.datalayer.slots import Slots
 from epp.model import Endpoint
 
 RUNG = 64
@@ -89,8 +90,7 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._holders: dict[int, int] = {}
-        self._slots: dict[Endpoint, int] = {}
-        self._owners: list[Endpoint | None] = []
+        self._slots = Slots()
         self._held: list[dict[int, None]] = []
         """The blocks of each endpoint, the oldest first: a dictionary keeps the order of insertion."""
         self._filled: list[int] = []
@@ -104,35 +104,31 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int], endpoints: Sequence[Endpoint]) -> dict[Endpoint, int]:
         """Consecutive blocks from the start that each of ``endpoints`` holds; those that hold none are absent."""
         slots = self._slots
-        alive = 0
-        for endpoint in endpoints:
-            slot = slots.get(endpoint)
-            if slot is not None:
-                alive |= 1 << slot
+        alive = slots.mask(endpoints)
         matched: dict[Endpoint, int] = {}
-        holders = self._holders
         depth = 0
-        for bits in map(holders.get, hashes):
+        for bits in map(self._holders.get, hashes):
             if bits is None:
                 break
             still = alive & bits
             if still != alive:
-                if depth:
-                    self._note(alive & ~still, depth, matched)
+                slots.note(alive & ~still, depth, matched)
                 alive = still
                 if not alive:
                     break
             depth += 1
-        if alive and depth:
-            self._note(alive, depth, matched)
-        return matched
+        slots.note(alive, depth, matched)
+        return slots.among(matched, endpoints)
 
     def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> None:
         """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
 
         The prompt's end becomes older than its beginning: without its beginning, an end could never match.
         """
-        slot = self._slot(endpoint)
+        slot = self._slots.number(endpoint)
+        if slot == len(self._held):
+            self._held.append({})
+            self._filled.append(0)
         held, holders, bit = self._held[slot], self._holders, 1 << slot
         before = len(held)
         fresh = [number for number in hashes if number not in held]
@@ -172,39 +168,14 @@ class PrefixIndex:
 
     def held(self) -> Iterator[tuple[Endpoint, list[int]]]:
         """Every endpoint and the blocks that it holds, the oldest first."""
-        for endpoint, slot in list(self._slots.items()):
+        for endpoint, slot in self._slots.items():
             yield endpoint, list(self._held[slot])
 
     def drop(self, endpoint: Endpoint) -> None:
         """The endpoint is gone, and its cache with it."""
-        slot = self._slots.pop(endpoint, None)
+        slot = self._slots.drop(endpoint)
         if slot is None:
             return
         self._size -= len(self._held[slot])
         self._shrink(slot, 0)
         self._held[slot] = {}  # the old one is as large as it ever was
-        self._owners[slot] = None
-
-    def _slot(self, endpoint: Endpoint) -> int:
-        """The endpoint's bit; those of endpoints that are gone are used again."""
-        slot = self._slots.get(endpoint)
-        if slot is None:
-            if None in self._owners:
-                slot = self._owners.index(None)
-                self._owners[slot] = endpoint
-            else:
-                slot = len(self._owners)
-                self._owners.append(endpoint)
-                self._held.append({})
-                self._filled.append(0)
-            self._slots[endpoint] = slot
-        return slot
-
-    def _note(self, bits: int, depth: int, matched: dict[Endpoint, int]) -> None:
-        """Write ``depth`` for the endpoint of each bit."""
-        while bits:
-            low = bits & -bits
-            owner = self._owners[low.bit_length() - 1]
-            assert owner is not None
-            matched[owner] = depth
-            bits ^= low

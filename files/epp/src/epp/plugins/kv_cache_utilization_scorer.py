@@ -21,4 +21,4 @@ class KVCacheUtilizationScorer(Scorer):
 
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
-        return [1.0 - usage for usage in map(load.kv_usage, endpoints)]
+        return load.all_kv_free(endpoints)

@@ -105,7 +105,7 @@ class LatencyScorer(Scorer):
         kv, queue, prefix = rules.composite_kv_weight, rules.composite_queue_weight, rules.composite_prefix_weight
         total = kv + queue + prefix
         kv, queue, prefix = (kv / total, queue / total, prefix / total) if total > 0 else (1.0, 0.0, 0.0)
-        queues = [load.waiting(endpoint) for endpoint in endpoints]
+        queues = load.all_waiting(endpoints)
         longest = max(queues, default=0)
         held = shares(match_of(request, self._key), endpoints)
         scores: list[float] = []

@@ -36,4 +36,4 @@ class LoadAwareScorer(Scorer):
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
         threshold = self._threshold
-        return [0.5 * (1.0 - min(load.waiting(endpoint), threshold) / threshold) for endpoint in endpoints]
+        return [0.5 * (1.0 - min(queue, threshold) / threshold) for queue in load.all_waiting(endpoints)]

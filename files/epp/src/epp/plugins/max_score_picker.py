@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from epp.model import Endpoint
 from epp.scheduling.api import Context, Picker, param
+from epp.scheduling.totals import highest
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,8 @@ class MaxScorePicker(Picker):
     def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
         """See the module."""
         if self._count == 1:
-            best = max(scores)
-            ties = [endpoint for endpoint, score in zip(endpoints, scores, strict=True) if score == best]
-            return [ties[0] if len(ties) == 1 else self._rng.choice(ties)]
+            ties = highest(scores)
+            return [endpoints[ties[0] if len(ties) == 1 else self._rng.choice(ties)]]
         rated = list(zip(endpoints, scores, strict=True))
         self._rng.shuffle(rated)
         rated.sort(key=lambda pair: -pair[1])

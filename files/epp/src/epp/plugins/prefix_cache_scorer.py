@@ -100,7 +100,7 @@ class PrefixCacheScorer(Scorer):
         held = match.blocks if match.weights is None else match.weights
         if self._weight == 0.0:
             total = match.total
-            return [blocks / total for blocks in map(held.get, endpoints, repeat(0))]
+            return [blocks / total if blocks else 0.0 for blocks in map(held.get, endpoints, repeat(0))]
         return [self._rate(match, held.get(endpoint, 0)) for endpoint in endpoints]
 
     def _rate(self, match: PrefixMatch, blocks: float) -> float:

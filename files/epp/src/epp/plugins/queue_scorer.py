@@ -22,4 +22,4 @@ class QueueScorer(Scorer):
 
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
-        return fewest_first(list(map(load.waiting, endpoints)))
+        return fewest_first(load.all_waiting(endpoints))

@@ -58,7 +58,7 @@ class UtilizationDetector(SaturationDetector, Filter):
     def saturation(self, endpoints: Sequence[Endpoint]) -> float:
         """See the module."""
         ignore = self._parameters.staleness_policy == IGNORE
-        return self._mean(endpoints, ignore, [load.waiting(endpoint) for endpoint in endpoints])
+        return self._mean(endpoints, ignore, load.all_waiting(endpoints))
 
     def pressure(self, endpoints: Sequence[Endpoint]) -> float:
         """See the module."""

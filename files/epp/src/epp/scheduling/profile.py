@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from epp.model import Endpoint, InferenceRequest
 from epp.scheduling.api import Filter, Picker, Plugin, SchedulingRecorder, Scorer
+from epp.scheduling.totals import add
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +110,7 @@ class ProfileRunner:
                 if len(scores) != len(totals):
                     raise ValueError(f"{len(scores)} scores for {len(totals)} endpoints")
                 if any(scores):  # often nobody knows the prompt
-                    # Written so that NaN, which compares false with everything, counts as 0.
-                    totals = [
-                        total + (weight if score >= 1.0 else weight * score if score > 0.0 else 0.0)
-                        for total, score in zip(totals, scores)  # noqa: B905 - slower
-                    ]
+                    totals = add(totals, scores if type(scores) is list else list(scores), weight)
             except Exception:
                 self._failures.report(scorer, "its scores count as 0")
             now = clock()
