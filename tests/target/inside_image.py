@@ -25,11 +25,12 @@ def uncompiled() -> list[str]:
 
 def main() -> int:
     """Look, then run pytest; its exit status, 1 where something is not compiled."""
+    # In place of this folder, whose modules have names of the standard library's.
+    del sys.path[0]
+    sys.path.append(sys.argv[1])
     if names := uncompiled():
         print(f"not compiled in this image: {', '.join(names)}", file=sys.stderr)
         return 1
-    sys.path[0] = sys.argv[1]
-    sys.path.append(sys.path.pop(0))
     pytest = importlib.import_module("pytest")
     return int(pytest.main(sys.argv[2:]))
 
