@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import repeat
+from typing import Any
 
 import xxhash
 
@@ -85,13 +85,21 @@ def plain_blocks(depth: int) -> int:
     return blocks + (depth << level)
 
 
+def _all_plain(hashes: Sequence[int]) -> int:
+    """How many plain blocks these hashes stand for."""
+    if max(hashes) < _LARGE:
+        return len(hashes)
+    return sum([1 << (number >> _LEVEL_AT) for number in hashes])
+
+
 class PrefixIndex:
     """Prefixes by endpoint, each endpoint with a least-recently-used bound."""
 
     def __init__(self) -> None:
-        self._holders: dict[int, int] = {}
+        # Any where a number is only handed on: compiled code would make a new one each time.
+        self._holders: dict[Any, Any] = {}
         self._slots = Slots()
-        self._held: list[dict[int, None]] = []
+        self._held: list[dict[Any, None]] = []
         """The blocks of each endpoint, the oldest first: a dictionary keeps the order of insertion."""
         self._filled: list[int] = []
         """Plain blocks that each endpoint holds."""
@@ -129,20 +137,24 @@ class PrefixIndex:
         if slot == len(self._held):
             self._held.append({})
             self._filled.append(0)
-        held, holders, bit = self._held[slot], self._holders, 1 << slot
+        held, holders = self._held[slot], self._holders
+        bit: Any = 1 << slot
         before = len(held)
-        fresh = [number for number in hashes if number not in held]
-        if len(fresh) < len(hashes):
-            for number in hashes:
-                held.pop(number, 0)
-        held.update(zip(reversed(hashes), repeat(None)))
+        numbers: list[Any] = list(hashes)
+        fresh: list[Any] = []
+        for number in numbers:
+            if number in held:
+                del held[number]
+            else:
+                fresh.append(number)
+        numbers.reverse()
+        for number in numbers:
+            held[number] = None
         if fresh:
-            known = holders.get
             for number in fresh:
-                holders[number] = known(number, 0) | bit
-            self._filled[slot] += (
-                len(fresh) if max(fresh) < _LARGE else sum([1 << (number >> _LEVEL_AT) for number in fresh])
-            )
+                known: Any = holders.get(number)
+                holders[number] = bit if known is None else known | bit
+            self._filled[slot] += _all_plain(fresh)
             if self._filled[slot] > capacity:
                 self._shrink(slot, capacity)
         self._size += len(held) - before
