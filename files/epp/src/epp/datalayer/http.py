@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, cast
@@ -54,6 +55,13 @@ class NoPage(HttpError):
     """A server answers there, and says that it has no such page."""
 
 
+class Closed(Exception):
+    """The connection ended before an answer did."""
+
+
+Taker = Callable[[bytes | Exception], object]
+"""Takes the body of an answer, or what went wrong."""
+
 _NO_PAGE = (b"404", b"405", b"410", b"501")
 
 
@@ -72,8 +80,23 @@ class GetClient(asyncio.Protocol):
             f"GET {path} HTTP/1.1\r\nHost: {name}:{port}\r\nUser-Agent: epp\r\nAccept: {accept}\r\n\r\n"
         ).encode()
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[bytes] | None = None
+        self._take: Taker | None = None
         self._parser = _Parser()
+
+    def ask(self, take: Taker) -> bool:
+        """Send the request over the connection that stands; False, and nothing happens, if there is none.
+
+        ``take`` gets the body of a 200 answer, or what went wrong: HttpError, or Closed where the server has just
+        closed a connection that it had kept, which is no fault. It is called once, unless :meth:`close` comes first,
+        and there is no limit to the time: that is the caller's, who saves a timer for each.
+        """
+        transport = self._transport
+        if transport is None:
+            return False
+        self._parser = _Parser()
+        self._take = take
+        transport.write(self._request)
+        return True
 
     async def get(self, seconds: float) -> bytes:
         """The body of a 200 answer, within ``seconds``, or twice as many if a kept connection ends meanwhile.
@@ -83,62 +106,60 @@ class GetClient(asyncio.Protocol):
         try:
             if self._transport is not None:
                 try:
-                    return await self._kept(seconds)
-                except _Closed:
+                    async with asyncio.timeout(seconds):
+                        return await self._answer()
+                except Closed:
                     pass  # a kept connection may be closed just when it is used
             async with asyncio.timeout(seconds):
                 return await self._exchange()
         except TimeoutError:
-            raise HttpError(f"no answer within {seconds:g} s") from None
+            raise late(seconds) from None
         except ConnectionRefusedError:
             raise Refused("connection refused") from None
-        except _Closed:
+        except Closed:
             raise HttpError("the server closed the connection without an answer") from None
         except OSError as error:
             kind = Refused if error.errno in _GONE else HttpError
             raise kind(f"cannot connect: {error.strerror or error}") from error
         finally:
-            if self._answer is not None:
+            if self._take is not None:
                 self.close()
 
     def close(self) -> None:
         """Drop the connection; the next :meth:`get` opens another."""
-        transport, self._transport, self._answer = self._transport, None, None
+        transport, self._transport, self._take = self._transport, None, None
         if transport is not None:
             transport.abort()
 
-    async def _kept(self, seconds: float) -> bytes:
-        """An exchange over the connection that stands. A timer is all that it needs for its limit."""
-        answer = self._ask()
-        timer = asyncio.get_running_loop().call_later(seconds, _expire, answer)
-        try:
-            return self._answered(await answer)
-        finally:
-            timer.cancel()
-
     async def _exchange(self) -> bytes:
-        loop = asyncio.get_running_loop()
         if self._transport is None:
             server_name = self._host if self._tls else None
-            await loop.create_connection(
+            await asyncio.get_running_loop().create_connection(
                 lambda: self, self._host, self._port, ssl=self._tls, server_hostname=server_name
             )
-        return self._answered(await self._ask())
+        return await self._answer()
 
-    def _ask(self) -> asyncio.Future[bytes]:
-        """Send the request; its answer."""
-        if self._transport is None:
-            raise _Closed
-        self._parser = _Parser()
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(self._request)
-        return self._answer
+    async def _answer(self) -> bytes:
+        """Ask, and wait. Raises what went wrong."""
+        answer: asyncio.Future[bytes | Exception] = asyncio.get_running_loop().create_future()
 
-    def _answered(self, body: bytes) -> bytes:
-        self._answer = None
-        if self._parser.close:
+        def take(outcome: bytes | Exception) -> None:
+            if not answer.done():
+                answer.set_result(outcome)
+
+        if not self.ask(take):
+            raise Closed
+        outcome = await answer
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _settle(self, outcome: bytes | Exception) -> None:
+        take, self._take = self._take, None
+        if self._parser.close or not isinstance(outcome, bytes):
             self.close()
-        return body
+        if take is not None:
+            take(outcome)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A connection stands."""
@@ -147,37 +168,28 @@ class GetClient(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; what comes unasked ends the connection."""
-        answer = self._answer
-        if answer is None or answer.done():
+        if self._take is None:
             self.close()
             return
         try:
             body = self._parser.feed(data)
         except HttpError as error:
-            answer.set_exception(error)
+            self._settle(error)
             return
         if body is not None:
-            answer.set_result(body)
+            self._settle(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; that may be how a body ends."""
         self._transport = None
-        answer = self._answer
-        if answer is not None and not answer.done():
+        if self._take is not None:
             body = self._parser.end()
-            if body is None:
-                answer.set_exception(_Closed())
-            else:
-                answer.set_result(body)
+            self._settle(Closed() if body is None else body)
 
 
-def _expire(answer: asyncio.Future[bytes]) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError())
-
-
-class _Closed(Exception):
-    """The connection ended before an answer did."""
+def late(seconds: float) -> HttpError:
+    """What to say of an answer that has not come within so many seconds."""
+    return HttpError(f"no answer within {seconds:g} s")
 
 
 class _Head(NamedTuple):

@@ -22,11 +22,12 @@ import logging
 import random
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from epp.datalayer.exposition import SCAN_SECONDS, PageReader
-from epp.datalayer.http import ClientTls, GetClient, HttpError, NoPage, Refused
+from epp.datalayer.http import ClientTls, Closed, GetClient, HttpError, NoPage, Refused, late
 from epp.datalayer.mapping import Mapper, NoMetrics, Place
 from epp.datalayer.store import Datastore
 from epp.model import Endpoint, EndpointMetrics
@@ -106,8 +107,9 @@ class Scraper:
         self._on_error = on_error
         self._failed: list[Callable[[Endpoint], None]] = []
         self._readers: dict[Endpoint, _Reader] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._running = False
+        self._asked: deque[tuple[float, _Reader]] = deque()
+        """When readings were asked for, the oldest first."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         datastore.on_added(self._add)
         datastore.on_removed(self._remove)
         datastore.on_acquired(self._wake)
@@ -118,15 +120,26 @@ class Scraper:
 
     async def run(self) -> None:
         """Read until cancelled."""
-        self._running = True
+        self._loop = asyncio.get_running_loop()
         try:
             for endpoint in self.datastore.endpoints():
                 self._add(endpoint)
-            await asyncio.get_running_loop().create_future()
+            limit = self.options.timeout
+            while True:
+                await asyncio.sleep(limit / 4)
+                then = time.monotonic() - limit
+                while self._asked and self._asked[0][0] <= then:
+                    asked_at, reader = self._asked.popleft()
+                    reader.late(asked_at)
         finally:
-            self._running = False
+            self._loop = None
             for endpoint in list(self._readers):
                 self._remove(endpoint)
+            self._asked.clear()
+
+    def asked(self, reader: _Reader, at: float) -> None:
+        """A reading was asked for, and must not take for ever; for readers."""
+        self._asked.append((at, reader))
 
     def failed(self, endpoint: Endpoint, reason: str, extraction: bool) -> None:
         """A reading failed; for readers."""
@@ -136,7 +149,7 @@ class Scraper:
             callback(endpoint)
 
     def _add(self, endpoint: Endpoint) -> None:
-        if not self._running or endpoint in self._readers:
+        if self._loop is None or endpoint in self._readers:
             return
         mapper = self.options.mapper
         if not self.options.enabled or not mapper.engine(endpoint.labels).is_read():
@@ -152,20 +165,17 @@ class Scraper:
                 mapper.default,
                 known,
             )
-        reader = _Reader(self, endpoint)
+        reader = _Reader(self, endpoint, self._loop)
         self._readers[endpoint] = reader
         self.pace.endpoints = len(self._readers)
-        task = asyncio.get_running_loop().create_task(reader.run(), name=f"scrape {endpoint.hostport}")
-        reader.task = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        reader.begin()
 
     def _remove(self, endpoint: Endpoint) -> None:
         reader = self._readers.pop(endpoint, None)
-        if reader is not None and reader.task is not None:
+        if reader is not None:
             self.pace.endpoints = len(self._readers)
             self.pace.cool(endpoint)
-            reader.task.cancel()
+            reader.stop()
 
     def _wake(self, endpoint: Endpoint) -> None:
         now = time.monotonic()
@@ -215,10 +225,13 @@ class Pace:
 
 
 class _Reader:
-    """Reads one endpoint."""
+    """Reads one endpoint: a timer begins a reading, and its end sets the timer.
 
-    def __init__(self, scraper: Scraper, endpoint: Endpoint) -> None:
-        self._scraper, self._endpoint, self._options = scraper, endpoint, scraper.options
+    Callbacks and no task: thousands of readings a second are what a picker of many endpoints does most.
+    """
+
+    def __init__(self, scraper: Scraper, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
+        self._scraper, self._endpoint, self._options, self._loop = scraper, endpoint, scraper.options, loop
         self._places = scraper.options.places(endpoint)
         self._client = self._connect()
         self._pages = PageReader()
@@ -229,13 +242,16 @@ class _Reader:
         self._interval = scraper.options.interval
         self.active_at = time.monotonic()
         """When a request went there for the last time, or somewhat before."""
-        self._pause: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         """When the timer fires, by the loop's clock; uvloop's handles cannot say it when the delay was 0."""
         self._failing = ""
         self._lacking: set[str] = set()
-        self.task: asyncio.Task[None] | None = None
+        self._asked_at = 0.0
+        """When the reading began whose answer is waited for; 0.0 while none is."""
+        self._task: asyncio.Task[None] | None = None
+        """Opens a connection."""
+        self._stopped = False
 
     def _connect(self) -> GetClient:
         place, endpoint = self._places[0], self._endpoint
@@ -251,36 +267,66 @@ class _Reader:
 
     def hasten(self, delay: float) -> None:
         """Read after at most so many seconds."""
-        timer, pause = self._timer, self._pause
-        if timer is None or pause is None:
+        timer = self._timer
+        if timer is None:
             return
-        loop = asyncio.get_running_loop()
-        due = loop.time() + delay
+        due = self._loop.time() + delay
         if self._due > due:
             timer.cancel()
-            self._timer, self._due = loop.call_later(delay, _finish, pause), due
+            self._timer, self._due = self._loop.call_later(delay, self.begin), due
 
-    async def run(self) -> None:
-        """Read until cancelled. The first reading is at once, so that a new endpoint is judged by what it says."""
-        loop = asyncio.get_running_loop()
+    def begin(self) -> None:
+        """Read now. The first reading is at once, so that a new endpoint is judged by what it says."""
+        self._timer = None
+        self._asked_at = time.monotonic()
+        if self._client.ask(self._told):
+            self._scraper.asked(self, self._asked_at)
+        else:
+            self._task = self._loop.create_task(self._open(), name=f"scrape {self._endpoint.hostport}")
+
+    def late(self, asked_at: float) -> None:
+        """The answer to the reading that began then should be here."""
+        if asked_at == self._asked_at and self._task is None:
+            self._client.close()
+            self._told(late(self._options.timeout))
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._stopped, self._asked_at = True, 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        self._client.close()
+
+    async def _open(self) -> None:
+        """Read over a connection that is yet to be opened."""
         try:
-            while True:
-                await self._read()
+            outcome: bytes | Exception = await self._client.get(self._options.timeout)
+        except Exception as error:
+            outcome = error
+        self._task = None
+        self._told(outcome)
+
+    def _told(self, outcome: bytes | Exception) -> None:
+        """The answer is here."""
+        if isinstance(outcome, Closed):
+            self._task = self._loop.create_task(self._open(), name=f"scrape {self._endpoint.hostport}")
+            return
+        asked_at, self._asked_at = self._asked_at, 0.0
+        try:
+            self._read(outcome, asked_at)
+        finally:
+            if not self._stopped:
                 # Spread, so that many endpoints are not read in one burst.
                 delay = self._interval * random.uniform(0.9, 1.1)
-                self._pause = loop.create_future()
-                self._timer, self._due = loop.call_later(delay, _finish, self._pause), loop.time() + delay
-                await self._pause
-                self._pause = self._timer = None
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._client.close()
+                self._timer, self._due = self._loop.call_later(delay, self.begin), self._loop.time() + delay
 
-    async def _read(self) -> None:
-        endpoint, asked_at = self._endpoint, time.monotonic()
+    def _read(self, page: bytes | Exception, asked_at: float) -> None:
+        endpoint = self._endpoint
         try:
-            page = await self._client.get(self._options.timeout)
+            if isinstance(page, Exception):
+                raise page
             if asked_at < self._look_again_at and (page, endpoint.labels) == self._page:
                 metrics = endpoint.metrics.copy()
             else:
@@ -354,8 +400,3 @@ class _Reader:
                 "says that it has none",
                 endpoint.name,
             )
-
-
-def _finish(pause: asyncio.Future[None]) -> None:
-    if not pause.done():
-        pause.set_result(None)
