@@ -15,6 +15,7 @@ from epp.datalayer import Datastore, ScrapeOptions, Scraper, load
 from epp.datalayer.exposition import MetricSpec
 from epp.datalayer.http import GetClient, HttpError, Refused
 from epp.datalayer.mapping import CustomMetric, EngineMetrics, Mapper
+from epp.datalayer.scrape import AT_ONCE, FRESH, Pace
 from epp.model import Endpoint
 
 PAGE = "vllm:num_requests_waiting 2\nvllm:num_requests_running 1\nvllm:kv_cache_usage_perc 0.5\n"
@@ -325,3 +326,29 @@ async def test_the_first_request_wakes_the_whole_pool() -> None:
         await eventually(lambda: other.metrics.updated_at > seen)
         assert other.metrics.interval <= 0.8
     await server.runner.cleanup()
+
+
+def test_readings_that_come_together_are_spread() -> None:
+    pace = Pace(ScrapeOptions())
+    pace.endpoints = 5000
+    waits = [pace.turn(100.0) for _ in range(5000)]
+    assert waits[:AT_ONCE] == [0.0] * AT_ONCE
+    assert waits == sorted(waits)
+    assert 0.5 < waits[-1] < FRESH, "all have had their turn before the first is due again"
+    assert pace.turn(101.0) == 0.0, "and then nobody waits"
+
+
+async def test_an_answer_that_does_not_come() -> None:
+    """The first reading opens the connection; the second, on the connection that stands, is never answered."""
+    async with (
+        raw_server([answer(PAGE.encode()), b"HTTP/1.1 200 OK\r\n"]) as (port, requests),
+        scraping(port, ScrapeOptions(interval=0.01, timeout=0.2)) as (store, errors),
+    ):
+        (endpoint,) = store.endpoints()
+        await eventually(lambda: len(requests) >= 2)
+        read_at = endpoint.metrics.updated_at
+        await eventually(lambda: errors)
+        assert errors[0] == "no answer within 0.2 s"
+        assert endpoint.metrics.updated_at == read_at
+        assert not endpoint.refused
+        await eventually(lambda: len(errors) >= 2)  # and it is read again

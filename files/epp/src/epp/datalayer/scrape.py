@@ -48,6 +48,13 @@ busy ones at least every FRESH, idle ones at least every LONGEST seconds."""
 
 LONGEST = 5.0
 
+READS_MOST = 2000.0
+READS_SPARE = 1.3
+AT_ONCE = 32
+"""Whatever has come together (a process that stood still, a pool that has just been found), no more readings begin a
+second than the first of these, or than the second times as many as are needed, but for so many at once: a request must
+not wait behind thousands of readings."""
+
 JUST_NOW = 0.01
 """Seconds for which an endpoint that was sent a request need not be woken again."""
 
@@ -204,10 +211,18 @@ class Pace:
         """How many are read."""
         self.active_at = -QUIET_AFTER
         """When the last request went to any of them."""
+        self._next = 0.0
+        """When the next reading would begin if there were none at once."""
 
     def idle(self, now: float) -> bool:
         """The pool has had no request for a while."""
         return now - self.active_at >= QUIET_AFTER
+
+    def turn(self, now: float) -> float:
+        """Seconds until a reading that is due may begin; it counts as begun then."""
+        gap = 1.0 / max(READS_MOST, READS_SPARE * self.endpoints / FRESH)
+        self._next = max(self._next, now - AT_ONCE * gap) + gap
+        return max(0.0, self._next - now)
 
     def hot(self, endpoint: Endpoint) -> float:
         """Seconds until the next reading of an endpoint that has traffic."""
@@ -276,7 +291,15 @@ class _Reader:
             self._timer, self._due = self._loop.call_later(delay, self.begin), due
 
     def begin(self) -> None:
-        """Read now. The first reading is at once, so that a new endpoint is judged by what it says."""
+        """Read, now or when it is its turn. The first reading is at once, so that a new endpoint is judged by what it
+        says."""
+        wait = self._scraper.pace.turn(time.monotonic())
+        if wait > 0.0:
+            self._timer, self._due = self._loop.call_later(wait, self._begin), self._loop.time() + wait
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
         self._timer = None
         self._asked_at = time.monotonic()
         if self._client.ask(self._told):
