@@ -160,8 +160,12 @@ class Datastore:
         endpoint.inflight += requests
         endpoint.inflight_tokens += tokens
         if requests > 0:
-            for callback in self._busy:
-                callback(endpoint)
+            self.busy(endpoint)
+
+    def busy(self, endpoint: Endpoint) -> None:
+        """A peer has sent a request there; for ``epp.statesync``. Told apart from counts: it may have ended since."""
+        for callback in self._busy:
+            callback(endpoint)
 
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Remember a request of ``tokens`` uncached prompt tokens until the endpoint's metrics can show it."""

@@ -140,6 +140,7 @@ class Ledger:
         for where, tokens in news.sent:
             if endpoint := places.get(where):
                 store.sent_elsewhere(endpoint, tokens)
+                store.busy(endpoint)
         for name, where, packed in news.prefixes:
             learner, found = store.journal.learners.get(name), places.get(where)
             if learner is not None and found is not None:

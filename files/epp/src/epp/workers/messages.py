@@ -112,7 +112,7 @@ class Status(msgspec.Struct, tag=True):
 
 
 class Heard(msgspec.Struct, tag=True):
-    """To the parent: what the worker has told its peers, without the prefixes."""
+    """To the parent: what it wants to know of what the worker has told its peers."""
 
     news: News
 

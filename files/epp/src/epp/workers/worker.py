@@ -24,9 +24,9 @@ from epp.process import Running, StartError, run_until_stopped, signals
 from epp.process import Worker as Background
 from epp.settings import Settings
 from epp.statesync import Ledger, PeersOptions, StateSync
-from epp.statesync.messages import News, PoolNews
 from epp.transport import H2Transport, KeyPair
 from epp.workers.channel import Channel
+from epp.workers.digest import Digest
 from epp.workers.feed import Feed
 from epp.workers.messages import (
     Answer,
@@ -87,7 +87,7 @@ async def _serve(settings: Settings, cfg: EndpointPickerConfig, place: Place) ->
     ledger = Ledger(place.sender, stores)
     sync = StateSync(ledger, _peers(settings, place), recorder.peers)
     arrivals = Arrivals(socket.socket(fileno=place.gate), transport, channel)
-    sync.on_news = lambda news: channel.send(Heard(_without_prefixes(news)))
+    sync.on_news = Digest(lambda news: channel.send(Heard(news))).add
     parent = Parent(channel, Feed(stores, objectives), transport, ledger, recorder)
     watchdog.start()
     try:
@@ -133,12 +133,6 @@ def _peers(settings: Settings, place: Place) -> PeersOptions:
         own=place.address(place.index),
         siblings=others,
     )
-
-
-def _without_prefixes(news: News) -> News:
-    """What the parent wants to know of what peers are told."""
-    pools = {name: PoolNews(pool.load, pool.whole, pool.sent) for name, pool in news.pools.items()}
-    return News(news.version, news.sender, pools, news.goodbye, news.serial)
 
 
 class Parent:
