@@ -17,7 +17,7 @@ from epp.datalayer.scrape import FRESH, LONGEST, READS_BUSY, READS_IDLE, Pace, S
 from epp.model import Endpoint, EndpointMetrics
 
 FIGURES = Figures(waiting=3, running=5, kv=0.25, block_size=32, blocks=777, ran=1_000_000)
-WITHOUT_KV = {"triton"}
+WITHOUT_KV = {"triton", "llamacpp"}
 WITHOUT_RUNNING = {"triton"}
 WITHOUT_BLOCKS = {"triton", "llamacpp"}
 
@@ -40,9 +40,22 @@ def test_pages(engine: str) -> None:
     assert metrics.reports_running is (engine not in WITHOUT_RUNNING)
 
 
-def test_a_llamacpp_server_that_has_lost_its_kv_metric() -> None:
-    metrics = read("llamacpp", pages.llamacpp_without_kv(FIGURES))
-    assert (metrics.waiting, metrics.running, metrics.kv_cache_usage) == (3, 5, 0.0)
+def test_a_llamacpp_server_that_still_has_its_kv_metric() -> None:
+    metrics = read("llamacpp", pages.llamacpp_with_kv(FIGURES))
+    assert (metrics.waiting, metrics.running, metrics.kv_cache_usage) == (3, 5, 0.25)
+
+
+def test_an_sglang_server_that_has_its_cache_size_in_labels() -> None:
+    metrics = read("sglang", pages.sglang_with_info(FIGURES))
+    assert (metrics.waiting, metrics.block_size, metrics.num_blocks) == (3, 32, 777)
+
+
+def test_sglang_counts_by_priority_beside_the_whole() -> None:
+    page = (
+        'sglang:num_queue_reqs{priority="",dp_rank="0"} 3\nsglang:num_queue_reqs{priority="1",dp_rank="0"} 2\n'
+        'sglang:num_queue_reqs{priority="5",dp_rank="0"} 1\nsglang:num_queue_reqs{priority="",dp_rank="1"} 4\n'
+    )
+    assert read("sglang", page).waiting == 7
 
 
 @pytest.mark.parametrize("engine", sorted(PAGES))

@@ -50,8 +50,8 @@ class Engine:
     def connect(self, port: int) -> None:
         self.publisher.connect(f"tcp://127.0.0.1:{port}")
 
-    async def say(self, *hashes: int, lost: bool = False, rank: int | None = None) -> None:
-        payload = msgspec.msgpack.encode([0.0, [["BlockRemoved", list(hashes)]], rank])
+    async def say(self, *hashes: int, lost: bool = False, rank: int | None = None, ts: float = 0.0) -> None:
+        payload = msgspec.msgpack.encode([ts, [["BlockRemoved", list(hashes)]], rank])
         self.kept.append((self.number, payload))
         if not lost:
             await self.publisher.send_multipart((self.topic, self.number.to_bytes(8, "big"), payload))
@@ -187,6 +187,20 @@ async def test_an_engine_that_begins_again() -> None:
         await engine.say(3)  # the number of the last one: it has been heard
         await engine.say(4)
         await eventually(lambda: world.ears.hashes == [1, 2, 4])
+
+
+async def test_an_engine_that_begins_again_with_the_number_that_it_said_last() -> None:
+    port = free_port()
+    world = World("127.0.0.1", port=port)
+    engine = world.engine("127.0.0.1", port)
+    async with world.listening():
+        await world.subscribed(engine)
+        await engine.say(1, ts=5.0)
+        await eventually(lambda: world.ears.hashes == [1])
+        engine.number -= 1
+        await engine.say(2, ts=6.0)  # written at another time, so it is another message
+        await eventually(lambda: world.ears.hashes == [1, 2])
+        assert world.ears.forgot == ["p0-rank-0"]
 
 
 @pytest.mark.parametrize("topics", [False, True])

@@ -30,6 +30,8 @@ class Server:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.authorizations: list[str] = []
         self.answers: dict[str, Any] = {}
+        self.forbidden: dict[str, str] = {}
+        """Why, by path."""
         self.status = 200
         self.pause = 0.0
         self.url = ""
@@ -38,6 +40,8 @@ class Server:
         self.asked.append((request.path, await request.json()))
         self.authorizations.append(request.headers.get("authorization", ""))
         await asyncio.sleep(self.pause)
+        if request.path in self.forbidden:
+            return web.json_response({"error": {"message": self.forbidden[request.path], "code": 403}}, status=403)
         if request.path not in self.answers:
             return web.Response(status=404)
         answer = self.answers[request.path]
@@ -162,9 +166,10 @@ class TestRenderer:
         assert found.features == [("a", 1, 4), ("c", 5, 1), ("b", 9, 2)]
         assert server.paths == ["/v1/chat/completions/render"]
 
-    async def test_messages(self, server: Server, renderer: Renderer) -> None:
-        server.answers["/v1/messages/render"] = {"token_ids": [1]}
-        assert await renderer.render(server.url, "/v1/messages", CHAT, 5) is not None
+    @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+    async def test_messages_and_responses(self, server: Server, renderer: Renderer, path: str) -> None:
+        server.answers[f"{path}/render"] = {"token_ids": [1]}
+        assert await renderer.render(server.url, path, CHAT, 5) is not None
 
     async def test_other_interfaces_are_not_asked(self, server: Server, renderer: Renderer) -> None:
         assert await renderer.render(server.url, "/v1/embeddings", b"{}", 5) is None
@@ -194,6 +199,20 @@ class TestRenderer:
         server.answers["/tokenize"] = {"tokens": "x"}
         with pytest.raises(ServiceError, match="tokens are not understood"):
             await renderer.render(server.url, "/v1/completions", b"{}", 5)
+
+    async def test_a_vllm_that_was_started_without_render_endpoints(self, server: Server, renderer: Renderer) -> None:
+        """It answers 403 and names its flag; any other 403 is a refusal, and no reason to ask elsewhere."""
+        server.answers["/tokenize"] = {"tokens": [4, 5]}
+        message = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
+        server.forbidden["/v1/completions/render"] = message
+        for body in (COMPLETION, COMPLETION.replace(b"one", b"six")):
+            found = await renderer.render(server.url, "/v1/completions", body, 5)
+            assert found is not None
+            assert list(found.prompts[0]) == [4, 5]
+        assert server.paths == ["/v1/completions/render", "/tokenize", "/tokenize"]
+        server.forbidden["/v1/chat/completions/render"] = "not for you"
+        with pytest.raises(ServiceError, match="not for you"):
+            await renderer.render(server.url, "/v1/chat/completions", CHAT, 5)
 
     async def test_what_was_rendered_is_remembered(
         self, server: Server, renderer: Renderer, monkeypatch: pytest.MonkeyPatch

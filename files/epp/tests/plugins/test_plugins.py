@@ -108,6 +108,7 @@ def test_in_flight_stands_in_for_endpoints_without_metrics() -> None:
         (set(), {"a"}, 2, 0.8),
         ({"b"}, {"a"}, 2, 0.6),
         ({"b", "c"}, set(), 2, 0.0),
+        ({"b"}, {"b"}, 2, 0.8),  # vLLM names whoever runs as waiting, too
         (set(), set(), 0, 0.0),
     ],
 )

@@ -127,6 +127,8 @@ class Batch:
     events: Sequence[Event]
     rank: int | None = None
     """Which of a pod's data-parallel engines speaks; None when there is one."""
+    ts: float = 0.0
+    """When it was written, in the engine's own time (seconds)."""
 
 
 def topic_of(topic: bytes) -> tuple[str, str]:
@@ -143,7 +145,7 @@ def read_batch(payload: bytes) -> Batch:
         events = [event for raw in found.events if (event := _read(bytes(raw))) is not None]
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"it is no batch of KV cache events: {error}") from None
-    return Batch(events, found.data_parallel_rank)
+    return Batch(events, found.data_parallel_rank, found.ts)
 
 
 def _read(raw: bytes) -> Event | None:

@@ -81,6 +81,8 @@ class _Stream:
 
     last: int = -1
     """Number of the last one; -1 before the first."""
+    ts: float = 0.0
+    """When that was written."""
     model: str = ""
     """What its topic names: repeated messages come without one."""
     replay_failed: float = -REPLAY_REST_SECONDS
@@ -202,13 +204,14 @@ class Listener:
             return
         stream = self._streams.setdefault(endpoint, _Stream())
         stream.model = model
-        if await self._in_order(endpoint, stream, number, replayable=who is not None):
-            stream.last = number
+        if await self._in_order(endpoint, stream, number, batch.ts, replayable=who is not None):
+            stream.last, stream.ts = number, batch.ts
             self._tell(endpoint, model, batch)
 
-    async def _in_order(self, endpoint: Endpoint, stream: _Stream, number: int, replayable: bool) -> bool:
+    async def _in_order(self, endpoint: Endpoint, stream: _Stream, number: int, ts: float, replayable: bool) -> bool:
         """Whether a live message is to be taken: it may have come with a replay. Asks for what is missing."""
-        if number < stream.last:
+        # A message that comes twice was written once.
+        if number < stream.last or (number == stream.last and ts != stream.ts):
             log.info("%s has begun again: its KV cache is empty", endpoint.name)
             self._audience.forgotten(endpoint)
             stream.last = -1
@@ -252,8 +255,9 @@ class Listener:
         if number > stream.last + 1 and first:  # removals are lost, too: begin with what it still has
             self._audience.forgotten(endpoint)
         if number > stream.last:
-            stream.last = number
-            self._tell(endpoint, model, read_batch(parts[-1]))
+            batch = read_batch(parts[-1])
+            stream.last, stream.ts = number, batch.ts
+            self._tell(endpoint, model, batch)
         return True
 
     def _tell(self, endpoint: Endpoint, model: str, batch: Batch) -> None:

@@ -37,7 +37,8 @@ class CustomMetric:
 class EngineMetrics:
     """Names of one engine's metrics; None where the engine has no such metric.
 
-    The size of the KV cache is either in labels of an info metric (``cache_info``) or in two gauges of its own.
+    The size of the KV cache is either in labels of an info metric (``cache_info``) or in two gauges of its own; of an
+    engine that has had both the page tells which.
     An engine with none of the metrics is not read at all: the requests in flight stand in.
     """
 
@@ -54,6 +55,8 @@ class EngineMetrics:
     custom: tuple[CustomMetric, ...] = ()
     places: tuple[Place, ...] = (Place(),)
     """Tried in turn until one of them has the metrics."""
+    part_label: str = ""
+    """Requests with a value in this label are counted in a series without one, too, and not taken twice."""
 
     def load(self) -> tuple[MetricSpec, ...]:
         """The metrics of which a page must have one."""
@@ -84,9 +87,13 @@ ENGINES: Mapping[str, EngineMetrics] = {
             waiting=MetricSpec("sglang:num_queue_reqs"),
             running=MetricSpec("sglang:num_running_reqs"),
             kv_usage=MetricSpec("sglang:token_usage"),
+            # Servers before 0.5.11; the gauges are those of the later ones.
             cache_info=MetricSpec("sglang:cache_config_info"),
             block_size_label="page_size",
             num_blocks_label="num_pages",
+            block_size=MetricSpec("sglang:page_size"),
+            num_blocks=MetricSpec("sglang:num_pages"),
+            part_label="priority",
         ),
         EngineMetrics(
             "trtllm-serve",
@@ -158,7 +165,7 @@ class Mapper:
             reader = PageReader()
             reader.turn(page, 0.0)
         engine = self.engine(labels)
-        waiting, running = _total(reader, engine.waiting), _total(reader, engine.running)
+        waiting, running = (_total(reader, spec, engine.part_label) for spec in (engine.waiting, engine.running))
         kv_usage = _mean(reader, engine.kv_usage)
         if waiting is None and running is None and kv_usage is None and engine.load():
             names = ", ".join(spec.name for spec in engine.load())
@@ -176,9 +183,10 @@ class Mapper:
         return new
 
 
-def _total(reader: PageReader, spec: MetricSpec | None) -> float | None:
-    """Sum over a metric's series: a data-parallel server has one per engine."""
-    values = [sample.value for sample in reader.samples(spec)] if spec is not None else []
+def _total(reader: PageReader, spec: MetricSpec | None, part: str = "") -> float | None:
+    """Sum over a metric's series (a data-parallel server has one per engine), without parts of others among them."""
+    series = reader.samples(spec) if spec is not None else []
+    values = [sample.value for sample in series if not part or not sample.labels().get(part)]
     return sum(values) if values else None
 
 
@@ -194,8 +202,8 @@ def _custom(reader: PageReader, wanted: tuple[CustomMetric, ...]) -> dict[str, f
 
 def _read_cache(reader: PageReader, engine: EngineMetrics, new: EndpointMetrics) -> None:
     """Block size (tokens) and number of blocks; several engines behind one endpoint add up their blocks."""
-    if engine.cache_info is not None:
-        infos = [sample.labels() for sample in reader.samples(engine.cache_info)]
+    infos = [sample.labels() for sample in reader.samples(engine.cache_info)] if engine.cache_info is not None else []
+    if infos:
         sizes = [_count(info.get(engine.block_size_label, "")) for info in infos]
         blocks = [_count(info.get(engine.num_blocks_label, "")) for info in infos]
         new.block_size = next((size for size in sizes if size), new.block_size)

@@ -19,7 +19,7 @@ import xxhash
 from epp.datalayer.http import ClientTls
 from epp.datalayer.service import Service, ServiceError
 
-RENDERED = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+RENDERED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 """Interfaces that vLLM renders, by the end of a path; the first one that fits counts."""
 TOKENIZED = {
     "/v1/chat/completions": ("messages", "tools", "add_generation_prompt", "continue_final_message"),
@@ -28,6 +28,8 @@ TOKENIZED = {
 """The members that ``/tokenize`` needs of each."""
 TEMPLATE = ("model", "add_special_tokens", "chat_template", "chat_template_kwargs")
 ABSENT = (404, 405, 501)
+FORBIDDEN, UNLESS = 403, "--enable-scale-out"
+"""What vLLM 0.32 answers, and names, where it has been started without its render endpoints."""
 LOOK_AGAIN_SECONDS = 600.0
 """How long it is remembered that there is no render endpoint."""
 CONNECTIONS = 64
@@ -140,7 +142,7 @@ class Renderer:
                 path = f"{kind}/render"
                 return _rendered(await self._service.post(base, path, body, seconds, authorization=authorization))
             except ServiceError as error:
-                if error.status not in ABSENT:
+                if error.status not in ABSENT and not (error.status == FORBIDDEN and UNLESS in str(error)):
                     raise
                 self._absent_until[kind] = time.monotonic() + LOOK_AGAIN_SECONDS
         if kind not in TOKENIZED:

@@ -15,9 +15,10 @@ Parameters:
     frameStride 1}}, defaultResolution, defaultDuration (10 s), maxVideoTokens (0).
     estimate.audio: tokensPerSecond (25), bytesPerSecond (16000), defaultDuration (10 s), maxAudioTokens (0).
     udsTokenizerConfig: taken; see ``LIMITS``.
-Formula: with vllm the token ids are those of ``<path>/render`` for completions, chat completions and messages, or of
-``/tokenize`` where vLLM has no render endpoint; a prompt that is written as token ids has these. The body is sent as
-the endpoint will get it, and what was rendered is remembered by the body. A renderer that fails rests for a second.
+Formula: with vllm the token ids are those of ``<path>/render`` for completions, chat completions, messages and
+responses, or of ``/tokenize`` (one prompt, or a chat) where vLLM has no render endpoint, or was started without it
+(0.32 and later have it with ``--enable-scale-out``); a prompt that is written as token ids has these. The body is sent
+as the endpoint will get it, and what was rendered is remembered by the body. A renderer that fails rests for a second.
 Without vllm, for other interfaces, and where the renderer does not help, tokens are estimated:
 Text: bytes / 4. Image: pixels / factor, by the data that came along, else by defaultResolution.
 Video: min(frames * tokens per frame, max), frames = duration * fps within bounds; request headers
