@@ -185,6 +185,30 @@ class TestIndex:
         index.take(here, "m", BlockRemoved([1]))
         assert len(index) == 0
 
+    def test_no_more_than_there_is_room_for(self) -> None:
+        """Blocks that are named again without being stored again (vLLM's kv_cache_report_mode) do not stay for ever."""
+        index, here = BlockIndex(2), endpoint()
+        here.metrics.num_blocks = 32
+        tokens = list(range(100, 132))
+        index.take(here, "m", stored(list(range(16)), tokens))
+        for _ in range(3):
+            index.take(here, "m", stored(list(range(16)), tokens))
+        assert self.held(index, here, *tokens) == 16, "what is there is not forgotten"
+        index.take(here, "m", BlockRemoved(list(range(16))))
+        index.take(here, "m", BlockRemoved(list(range(16))))
+        assert self.held(index, here, *tokens) == 0
+        assert index._caches[here].gpu == len(index) == 0
+
+    def test_the_oldest_are_forgotten_when_there_is_no_room(self) -> None:
+        index, here = BlockIndex(2), endpoint()
+        here.metrics.num_blocks = 16
+        for number in range(20):
+            index.take(here, "m", stored([number], [number, number]))
+        assert 15 <= len(index) <= 16
+        assert self.held(index, here, 0, 0) == 0
+        assert self.held(index, here, 19, 19) == 1
+        assert index._caches[here].gpu == len(index)
+
     def test_media(self) -> None:
         """What was moved out of the GPU's memory counts for less, and is not lost."""
         index, here = BlockIndex(2), endpoint()

@@ -66,6 +66,8 @@ class _Cache:
     blocks: dict[int, _Block] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
     """Kind of attention by group."""
+    gpu: int = 0
+    """Places in GPU memory that its blocks take: those that are stored twice take two."""
 
 
 @dataclass(slots=True)
@@ -110,6 +112,8 @@ class BlockIndex:
         cache = self._cache(endpoint)
         if isinstance(event, BlockStored):
             self._store(cache, model, event)
+            if cache.gpu > endpoint.metrics.num_blocks > 0:
+                self._bound(cache, endpoint.metrics.num_blocks)
         elif isinstance(event, BlockRemoved):
             self._remove(cache, event)
         elif isinstance(event, AllBlocksCleared):
@@ -176,7 +180,7 @@ class BlockIndex:
                 _clear(self._elsewhere, key, cache.bit)
         self._size -= len(cache.blocks)
         self.counts.evicted += len(cache.blocks)
-        cache.blocks = {}
+        cache.blocks, cache.gpu = {}, 0
 
     def drop(self, endpoint: Endpoint) -> None:
         """The endpoint is gone, and what was expected of it as well."""
@@ -245,6 +249,7 @@ class BlockIndex:
     def _hold(self, cache: _Cache, block: _Block, medium: str) -> None:
         if medium == GPU:
             block.gpu += 1
+            cache.gpu += 1
             holders = self._gpu
         else:
             block.elsewhere += 1
@@ -261,9 +266,31 @@ class BlockIndex:
                 continue
             # An engine may hold the same block twice, and says for each that it is gone.
             if event.medium == GPU:
-                block.gpu = max(0, block.gpu - 1)
+                self._take_away(cache, block, min(1, block.gpu))
             else:
                 block.elsewhere = max(0, block.elsewhere - 1)
+            self._forget(cache, number, block)
+
+    def _take_away(self, cache: _Cache, block: _Block, places: int) -> None:
+        block.gpu -= places
+        cache.gpu -= places
+
+    def _bound(self, cache: _Cache, places: int) -> None:
+        """Count no more than the engine has room for.
+
+        vLLM names blocks that it only uses again as if it had stored them once more, if a request asks for it
+        (``kv_cache_report_mode``), and says only once that they are gone. Which of them these were nobody can tell, so
+        all count once; and if that is still too much, the oldest are forgotten, some more than need be.
+        """
+        for block in cache.blocks.values():
+            self._take_away(cache, block, max(0, block.gpu - 1))
+        if cache.gpu <= places:
+            return
+        enough = places - places // 16
+        for number, block in list(cache.blocks.items()):
+            if cache.gpu <= enough:
+                return
+            self._take_away(cache, block, block.gpu)
             self._forget(cache, number, block)
 
     def _forget(self, cache: _Cache, number: int, block: _Block) -> None:
@@ -282,7 +309,8 @@ class BlockIndex:
         """Forget the oldest blocks of an endpoint, a part at a time: an engine that says so much loses its own."""
         for number in list(islice(cache.blocks, max(1, len(cache.blocks) // 16))):
             block = cache.blocks[number]
-            block.gpu = block.elsewhere = 0
+            self._take_away(cache, block, block.gpu)
+            block.elsewhere = 0
             self._forget(cache, number, block)
 
     def _resize(self, block_tokens: int) -> None:
