@@ -16,7 +16,7 @@ ENV := $(VENV)/.locked
 LINK := .cache/collections/ansible_collections/inferops/cluster
 
 .PHONY: docs help demo converge verify teardown test gates lint unit envoy integration lifecycle molecule lab-up lab-down bench bench-quick bench-apply fuzz env lock clean
-.PHONY: compiled coverage conformance conformance-ours
+.PHONY: compiled coverage conformance conformance-ours engines
 .PHONY: platform models chaos
 
 help: ## Show this list
@@ -61,6 +61,9 @@ compiled: env ## The endpoint picker's compiled parts, where they are: its tests
 
 envoy: env ## The endpoint picker behind the real Envoy
 	pytest -q files/epp/tests -m envoy
+
+engines: env ## The endpoint picker and real inference engines, on the CPU (the first time they are installed and built: 20 minutes)
+	pytest -q tests/engines -m engines -W 'ignore:Using `@model_validator`:DeprecationWarning' $(ARGS)
 
 integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
 	pytest -q tests/integration files/epp/tests -m cluster

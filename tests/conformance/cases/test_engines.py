@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from conformance.kit.engines import Engine
-from conformance.kit.pages import PAGES, llamacpp_without_kv, ollama
+from conformance.kit.pages import PAGES, llamacpp_with_kv, ollama
 from conformance.kit.picker import Picker
 from conformance.kit.talk import Refused, Talk, ask, destinations, fresh, route, talk
 from conformance.kit.wait import eventually
@@ -85,6 +85,9 @@ class TestPages:
         if kind == "triton" and gauge != "waiting":
             pytest.skip("it has no such metric")
         pool, found = twos(kind)
+        if kind == "llamacpp":
+            for engine in pool.engines:
+                engine.write = llamacpp_with_kv
         for best in (0, 1):
             pool.show(*({gauge: low if place == best else high} for place in range(2)))
             goes_to(found, {pool.hostports[best]})
@@ -94,7 +97,7 @@ class TestPages:
         """A newer llama.cpp says nothing of its KV cache; its queue counts all the same."""
         pool, found = twos("llamacpp")
         for engine in pool.engines:
-            engine.write = llamacpp_without_kv
+            engine.become("llamacpp")
         pool.show({"waiting": 400}, {"waiting": 100})
         goes_to(found, {pool.hostports[1]})
 

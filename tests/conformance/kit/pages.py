@@ -27,16 +27,21 @@ def vllm(figures: Figures) -> str:
     """vLLM's, with one engine core."""
     own = {"engine": "0", "model_name": MODEL}
     config = {
+        "_block_size_resolved": "True",
         "block_size": f"{figures.block_size}",
         "cache_dtype": "auto",
-        "cpu_offload_gb": "0",
-        "engine": "0",
+        "effective_attention_block_size": f"{figures.block_size}",
         "enable_prefix_caching": "True",
-        "gpu_memory_utilization": "0.9",
+        "engine": "0",
+        "gpu_memory_utilization": "0.92",
+        "hash_block_size": "None",
+        "kv_cache_size_tokens": f"{figures.block_size * figures.blocks}",
         "num_cpu_blocks": "None",
         "num_gpu_blocks": f"{figures.blocks}",
-        "prefix_caching_hash_algo": "builtin",
+        "num_gpu_blocks_override": "None",
+        "prefix_caching_hash_algo": "sha256",
         "sliding_window": "None",
+        "user_specified_block_size": "False",
     }
     return "".join(
         (
@@ -49,7 +54,13 @@ def vllm(figures: Figures) -> str:
                 {**own, "reason": "capacity"},
                 99,
             ),
-            _gauge("vllm:engine_sleep_state", "Engine sleep state.", {**own, "sleep_state": "awake"}, 1),
+            _gauges(
+                "vllm:engine_sleep_state",
+                "Engine sleep state.",
+                "sleep_state",
+                own,
+                {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
+            ),
             _gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", own, figures.kv),
             _counter("vllm:prefix_cache_queries", "Prefix cache queries, in tokens.", own, 1000),
             _counter("vllm:request_success", "Count of processed requests.", {**own, "finished_reason": "stop"}, 7),
@@ -60,23 +71,34 @@ def vllm(figures: Figures) -> str:
     )
 
 
-def sglang(figures: Figures) -> str:
-    """SGLang's."""
-    own = {"engine_type": "unified", "model_name": MODEL, "pp_rank": "0", "tp_rank": "0"}
+def sglang(figures: Figures, info: bool = False) -> str:
+    """SGLang's; servers before 0.5.11 have the size of the cache in the labels of an ``info``."""
+    own = {"engine_type": "unified", "model_name": MODEL, "moe_ep_rank": "0", "pp_rank": "0", "tp_rank": "0"}
     config = {"page_size": f"{figures.block_size}", "num_pages": f"{figures.blocks}"}
+    size = (
+        _gauge("sglang:page_size", "KV cache page size in tokens.", own, figures.block_size),
+        _gauge("sglang:num_pages", "Number of KV cache pages.", own, figures.blocks),
+    )
     return "".join(
         (
             _gauge("sglang:num_running_reqs", "The number of running requests.", own, figures.running),
-            _gauge("sglang:num_running_reqs_offline_batch", "The number of running offline requests.", own, 77),
-            _gauge("sglang:num_used_tokens", "The number of used tokens.", own, 12345),
-            _gauge("sglang:token_usage", "The token usage.", own, figures.kv),
-            _gauge("sglang:gen_throughput", "The generation throughput (token/s).", own, 812.5),
             _gauge("sglang:num_queue_reqs", "The number of requests in the waiting queue.", own, figures.waiting),
+            _gauge("sglang:num_grammar_queue_reqs", "The number of requests in the grammar queue.", own, 77),
+            _gauge("sglang:gen_throughput", "The generation throughput (token/s).", own, 812.5),
             _gauge("sglang:cache_hit_rate", "The prefix cache hit rate.", own, 0.4),
-            _gauge("sglang:cache_config_info", "Information of the cache configuration.", config, 1),
+            _gauge("sglang:token_usage", "The token usage.", own, figures.kv),
+            _gauge("sglang:full_token_usage", "The token usage for full attention layers.", own, 0.99),
+            _gauge("sglang:num_used_tokens", "The number of used tokens.", own, 12345),
+            _gauge("sglang:cache_config_info", "Information of the cache configuration.", config, 1) if info else "",
+            *(() if info else size),
             _histogram("sglang:time_to_first_token_seconds", "Histogram of time to first token in seconds.", own),
         )
     )
+
+
+def sglang_with_info(figures: Figures) -> str:
+    """The same, of an older server."""
+    return sglang(figures, info=True)
 
 
 def trtllm_serve(figures: Figures) -> str:
@@ -138,26 +160,28 @@ def triton(figures: Figures) -> str:
     )
 
 
-def llamacpp(figures: Figures, kv: bool = True) -> str:
-    """llama.cpp's server (``--metrics``), without labels; newer ones have no ``kv``."""
-    usage = _gauge("llamacpp:kv_cache_usage_ratio", "KV-cache usage. 1 means 100 percent usage.", {}, figures.kv)
+def llamacpp(figures: Figures, kv: bool = False) -> str:
+    """llama.cpp's server (``--metrics``), without labels; older ones have ``kv``."""
+    usage = _gauge("llamacpp:kv_cache_usage_ratio", "KV-cache usage. 1 means 100 percent usage", {}, figures.kv)
     return "".join(
         (
-            _counter("llamacpp:prompt_tokens", "Number of prompt tokens processed.", {}, 371),
-            _counter("llamacpp:tokens_predicted", "Number of generation tokens processed.", {}, 150),
+            _counter("llamacpp:prompt_tokens", "Number of prompt tokens processed", {}, 371),
+            _counter("llamacpp:tokens_predicted", "Number of generation tokens processed", {}, 150),
             _counter("llamacpp:n_decode", "Total number of llama_decode() calls", {}, 160),
-            _gauge("llamacpp:prompt_tokens_seconds", "Average prompt throughput in tokens/s.", {}, 30.3),
-            _gauge("llamacpp:predicted_tokens_seconds", "Average generation throughput in tokens/s.", {}, 12.5),
+            _counter("llamacpp:n_tokens_max", "Largest observed sequence length", {}, 128, suffix=""),
+            _gauge("llamacpp:prompt_tokens_seconds", "Average prompt throughput in tokens/s", {}, 30.3),
+            _gauge("llamacpp:predicted_tokens_seconds", "Average generation throughput in tokens/s", {}, 12.5),
             usage if kv else "",
-            _gauge("llamacpp:requests_processing", "Number of requests processing.", {}, figures.running),
-            _gauge("llamacpp:requests_deferred", "Number of requests deferred.", {}, figures.waiting),
+            _gauge("llamacpp:requests_processing", "Number of requests processing", {}, figures.running),
+            _gauge("llamacpp:requests_deferred", "Number of requests deferred", {}, figures.waiting),
+            _gauge("llamacpp:n_busy_slots_per_decode", "Average number of busy slots", {}, 1.5),
         )
     )
 
 
-def llamacpp_without_kv(figures: Figures) -> str:
-    """The same, of a newer server."""
-    return llamacpp(figures, kv=False)
+def llamacpp_with_kv(figures: Figures) -> str:
+    """The same, of an older server."""
+    return llamacpp(figures, kv=True)
 
 
 def ollama(figures: Figures) -> str:
@@ -177,10 +201,11 @@ PAGES: Mapping[str, Callable[[Figures], str]] = {
 
 
 def _process() -> str:
+    python = {"implementation": "CPython", "major": "3", "minor": "12", "patchlevel": "13", "version": "3.12.13"}
     return "".join(
         (
             _counter("python_gc_objects_collected", "Objects collected during gc", {"generation": "0"}, 9581),
-            _gauge("python_info", "Python platform information", {"implementation": "CPython", "major": "3"}, 1),
+            _gauge("python_info", "Python platform information", python, 1),
             _gauge("process_resident_memory_bytes", "Resident memory size in bytes.", {}, 5.8e9),
             _counter("process_cpu_seconds", "Total user and system CPU time spent in seconds.", {}, 61.7),
         )
