@@ -9,6 +9,8 @@ written.
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,6 +28,10 @@ class Learner(Protocol):
         """All that it knows: the block hashes of each endpoint, the oldest first."""
 
 
+AGAIN_SECONDS = 0.25
+"""Between two times at which peers are told all blocks of a prompt that is used all the time."""
+
+
 @dataclass(slots=True)
 class Page:
     """What has happened since the last page."""
@@ -36,6 +42,42 @@ class Page:
     """Requests that went out: ``hostport`` and uncached prompt tokens."""
     prefixes: list[tuple[str, str, Sequence[int]]] = field(default_factory=list)
     """Prompts that went out: name of the learner, ``hostport``, block hashes."""
+
+
+class Told:
+    """Which prompts peers were told in full a moment ago: of those that go on where such a one ended, or that have the
+    same beginning, only what is new needs to be said.
+
+    Peers must see a prompt's beginning used again and again, or they forget it before its end; so it is said in full
+    every AGAIN_SECONDS, which is little beside the time for which anything is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._new: dict[tuple[Endpoint, int], float] = {}
+        """When the prompt that ends with this block there was told in full."""
+        self._old: dict[tuple[Endpoint, int], float] = {}
+        """The same, of the time before ``_turned``."""
+        self._turned = 0.0
+
+    def __len__(self) -> int:
+        """Prompts that are remembered."""
+        return len(self._new) + len(self._old)
+
+    def news(self, endpoint: Endpoint, hashes: Sequence[int], known: int, now: float) -> Sequence[int]:
+        """The part of a prompt's block hashes that peers are to be told, at ``now`` (monotonic seconds); the first
+        ``known`` of them had been sent there before."""
+        if now - self._turned >= AGAIN_SECONDS:
+            self._old, self._new, self._turned = self._new, {}, now
+        new, last = self._new, (endpoint, hashes[-1])
+        if known:
+            joint = (endpoint, hashes[known - 1])
+            told = new.get(joint) or self._old.get(joint, 0.0)
+            if now - told < AGAIN_SECONDS:
+                new[last] = told
+                return hashes[known:]
+            new[joint] = now
+        new[last] = now
+        return hashes
 
 
 class Journal:
@@ -49,6 +91,7 @@ class Journal:
         self.learners: dict[str, Learner] = {}
         self._page = Page()
         self._empty = True
+        self._told: defaultdict[str, Told] = defaultdict(Told)
 
     def teach(self, name: str, learner: Learner) -> None:
         """Let a learner, known to peers by this name, hear of their prompts."""
@@ -64,10 +107,13 @@ class Journal:
         self._page.sent.append((endpoint.hostport, tokens))
         self._written()
 
-    def prefix(self, learner: str, endpoint: Endpoint, hashes: Sequence[int]) -> None:
-        """A prompt with these block hashes went there."""
-        self._page.prefixes.append((learner, endpoint.hostport, hashes))
-        self._written()
+    def prefix(self, learner: str, endpoint: Endpoint, hashes: Sequence[int], known: int = 0) -> None:
+        """A prompt with these block hashes (one at least) went there; the first ``known`` of them not for the first
+        time."""
+        news = self._told[learner].news(endpoint, hashes, known, time.monotonic())
+        if news:
+            self._page.prefixes.append((learner, endpoint.hostport, news))
+            self._written()
 
     def turn(self) -> Page:
         """The page so far; a new one begins."""

@@ -25,6 +25,8 @@ from epp.model import Endpoint
 
 RUNG = 64
 """Hashes of a growing chain between two doublings."""
+SPARE = 64
+"""The part of an endpoint's blocks, a sixty-fourth, that is forgotten at once when there are too many."""
 TOP = 3
 """How often blocks double: the largest are eight plain ones."""
 _LEVEL_AT = 62
@@ -128,10 +130,11 @@ class PrefixIndex:
         slots.note(alive, depth, matched)
         return slots.among(matched, endpoints)
 
-    def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> None:
+    def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> int:
         """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
 
-        The prompt's end becomes older than its beginning: without its beginning, an end could never match.
+        The prompt's end becomes older than its beginning: without its beginning, an end could never match. Returns how
+        many of the first hashes were there before; 0 if others among them were, too.
         """
         slot = self._slots.number(endpoint)
         if slot == len(self._held):
@@ -156,8 +159,11 @@ class PrefixIndex:
                 holders[number] = bit if known is None else known | bit
             self._filled[slot] += _all_plain(fresh)
             if self._filled[slot] > capacity:
-                self._shrink(slot, capacity)
+                # Some more than need be: to find the oldest, a dictionary is gone through past all that was there.
+                self._shrink(slot, capacity - capacity // SPARE)
         self._size += len(held) - before
+        leading = len(numbers) - len(fresh)
+        return leading if not fresh or hashes[leading] == fresh[0] else 0
 
     def _shrink(self, slot: int, capacity: int) -> None:
         """Forget the oldest blocks of an endpoint."""

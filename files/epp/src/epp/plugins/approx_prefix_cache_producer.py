@@ -112,10 +112,9 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         hit = min(total, match.blocks.get(chosen, 0) * block_bytes)
         journal = self._context.datastore.journal
         for endpoint in (chosen, *decision.profiles.get(PREFILL_PROFILE, ())[:1]):
-            self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
+            known = self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
             if journal.active:
-                # All of them, and not only those that are new: peers must see the old ones used, or they forget them.
-                journal.prefix(self.name, endpoint, match.hashes)
+                journal.prefix(self.name, endpoint, match.hashes, known)
         match.hashes = ()  # an answer may take minutes, and nobody needs them any more
         self._context.recorder.prefix_match(self.name, hit, total)
         self._context.recorder.prefix_index_size(self.name, len(self._index))
