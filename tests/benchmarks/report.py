@@ -129,7 +129,16 @@ def scraping(record: Record) -> str:
 
 def scale(record: Record) -> str:
     """The section about size."""
-    head = ("", "endpoints", "decision p50 / p99 ms", "with a full index", "birth seen, max s", "death, max s", "MB")
+    head = (
+        "",
+        "endpoints",
+        "decision p50 / p99 ms",
+        "cached blocks",
+        "with these",
+        "birth seen, max s",
+        "death, max s",
+        "MB",
+    )
 
     def pair(values: Sequence[float]) -> str:
         return f"{percentile(values, 50) * 1e3:.2f} / {percentile(values, 99) * 1e3:.2f}" if values else ""
@@ -141,6 +150,7 @@ def scale(record: Record) -> str:
     for each in record["readings"]:
         decisions = [pair(each["decisions"]), pair(each["prefix_decisions"])]
         changes = [most(each["births"]), most(each["deaths"])]
+        decisions.insert(1, f"{each['blocks']}")
         rows.append([each["name"], str(each["endpoints"]), *decisions, *changes, f"{each['memory'] / 1e6:.0f}"])
     return "\n".join(["## Scale\n", f"`{COMMANDS['scale']}`\n", table(head, rows), _verdicts(record)])
 
