@@ -25,6 +25,18 @@ CACHE_TOKENS = 500_000
 only has to tell apart endpoints that were sent different amounts, until their metrics do."""
 
 
+class Known(list[Endpoint]):
+    """Endpoints whose load somebody keeps at hand."""
+
+    def waiting(self) -> list[int]:
+        """:func:`waiting` of each."""
+        raise NotImplementedError
+
+    def kv_free(self) -> list[float]:
+        """What :func:`kv_usage` leaves of each."""
+        raise NotImplementedError
+
+
 def waiting(endpoint: Endpoint) -> int:
     """Requests in the endpoint's queue."""
     metrics = endpoint.metrics
@@ -37,6 +49,8 @@ def waiting(endpoint: Endpoint) -> int:
 
 def all_waiting(endpoints: Iterable[Endpoint]) -> list[int]:
     """:func:`waiting` of each, without a call for each."""
+    if isinstance(endpoints, Known):
+        return endpoints.waiting()
     return [
         (metrics.waiting + endpoint.unseen if metrics.waiting > 0 else 0)
         if metrics.updated_at and metrics.reports_waiting
@@ -67,6 +81,8 @@ def kv_usage(endpoint: Endpoint) -> float:
 
 def all_kv_free(endpoints: Iterable[Endpoint]) -> list[float]:
     """What :func:`kv_usage` leaves of each, without a call for each."""
+    if isinstance(endpoints, Known):
+        return endpoints.kv_free()
     return [
         1.0 - (kv_usage(endpoint) if endpoint.unseen_tokens else endpoint.metrics.kv_cache_usage)
         for endpoint in endpoints

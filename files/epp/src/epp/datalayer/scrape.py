@@ -399,6 +399,7 @@ class _Reader:
         endpoint.refused = (
             own and isinstance(error, Refused) and (endpoint.metrics.updated_at > 0 or endpoint.unmetered)
         )
+        self._scraper.datastore.changed(endpoint)
         if isinstance(error, NoPage | NoMetrics) and endpoint.metrics.updated_at == 0.0:
             endpoint.unmetered = True
         if len(self._places) > 1 and endpoint.metrics.updated_at == 0.0:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import cast
 
+from epp.datalayer.columns import Candidates
 from epp.model import Endpoint
 
 EVERYBODY = -1
@@ -88,6 +89,10 @@ class Slots:
     def among(self, found: dict[Endpoint, int], endpoints: Sequence[Endpoint]) -> dict[Endpoint, int]:
         """What was found of these endpoints, by a search that began with their :meth:`mask`."""
         if len(endpoints) <= MANY or not found:
+            return found
+        if isinstance(endpoints, Candidates):
+            for endpoint in endpoints.refused:
+                found.pop(endpoint, None)
             return found
         wanted = set(endpoints)
         if found.keys() <= wanted:

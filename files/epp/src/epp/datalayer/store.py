@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from epp.datalayer.columns import Candidates, Columns
 from epp.datalayer.hold import Hold
 from epp.datalayer.journal import Journal
 from epp.model import NO_FLOW, Charge, Endpoint, EndpointMetrics, Flow, FlowShare
@@ -20,6 +21,10 @@ SEEN_AFTER = 0.02
 
 MAX_UNSEEN = 4096
 """Requests remembered per endpoint between two readings; more than this says nothing more."""
+
+
+LARGE = 64
+"""Endpoints from which on a pool's load is kept in columns."""
 
 
 class Source(Protocol):
@@ -43,6 +48,7 @@ class Datastore:
         self.journal = Journal()
         """What peers are told, if there are any."""
         self._endpoints: tuple[Endpoint, ...] = ()
+        self._columns: Columns | None = None
         self._unseen: dict[Endpoint, deque[tuple[float, int]]] = {}
         self._added: list[Callable[[Endpoint], None]] = []
         self._removed: list[Callable[[Endpoint], None]] = []
@@ -53,6 +59,20 @@ class Datastore:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """A snapshot of the endpoints that are ready and not being deleted."""
         return self._endpoints
+
+    def standing(self) -> list[Endpoint]:
+        """Those of them whose process is not known to be gone, in a list of the caller's own."""
+        if len(self._endpoints) < LARGE:
+            return [endpoint for endpoint in self._endpoints if not endpoint.refused]
+        columns = self._columns
+        if columns is None or not columns.refresh():
+            columns = self._columns = Columns(self._endpoints)
+        return Candidates(columns)
+
+    def changed(self, endpoint: Endpoint) -> None:
+        """Something of an endpoint has changed that decides where requests go; for whoever does not do so here."""
+        if self._columns is not None:
+            self._columns.change(endpoint)
 
     def on_added(self, callback: Callable[[Endpoint], None]) -> None:
         """Call ``callback`` for each endpoint that becomes ready."""
@@ -93,6 +113,7 @@ class Datastore:
         for endpoint in fresh:
             self._unseen[endpoint] = deque(maxlen=MAX_UNSEEN)
         self._endpoints = tuple(kept)
+        self._columns = None
         self.synced = True
         for endpoint in known.values():
             self._unseen.pop(endpoint, None)
@@ -120,6 +141,7 @@ class Datastore:
         endpoint.inflight_tokens += tokens
         endpoint.own += 1
         endpoint.own_tokens += tokens
+        self.changed(endpoint)
         if self.journal.active:
             self.journal.touch(endpoint)
         for callback in self._busy:
@@ -139,6 +161,7 @@ class Datastore:
         endpoint.inflight_tokens -= tokens
         endpoint.own -= 1
         endpoint.own_tokens -= tokens
+        self.changed(endpoint)
         if self.journal.active:
             self.journal.touch(endpoint)
         sent = self._unseen.get(endpoint)
@@ -159,6 +182,7 @@ class Datastore:
         """Peers have so many requests and tokens more (or fewer) in flight there; for ``epp.statesync``."""
         endpoint.inflight += requests
         endpoint.inflight_tokens += tokens
+        self.changed(endpoint)
         if requests > 0:
             self.busy(endpoint)
 
@@ -183,6 +207,7 @@ class Datastore:
         sent.append((time.monotonic(), tokens))
         endpoint.unseen = len(sent)
         endpoint.unseen_tokens += tokens
+        self.changed(endpoint)
 
     def at(self, hostport: str) -> Endpoint | None:
         """The endpoint of that name on the wire; None for a place that is not of this pool."""
@@ -196,6 +221,7 @@ class Datastore:
             while sent and sent[0][0] < asked_at - SEEN_AFTER:
                 endpoint.unseen_tokens -= sent.popleft()[1]
             endpoint.unseen = len(sent)
+        self.changed(endpoint)
         for callback in self._observed:
             callback(endpoint, asked_at)
 

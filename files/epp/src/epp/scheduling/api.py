@@ -116,6 +116,9 @@ class Endpoints(Protocol):
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All endpoints that may serve now."""
 
+    def standing(self) -> list[Endpoint]:
+        """Those of them whose process is not known to be gone, in a list of the caller's own."""
+
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Count a request of ``tokens`` uncached prompt tokens that the endpoint's metrics do not show yet."""
 

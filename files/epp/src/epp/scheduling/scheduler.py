@@ -149,7 +149,7 @@ class Scheduler:
         Each has ``PREPARE_SECONDS``; whatever fails is missing. Where requests may wait afterwards, :meth:`schedule`
         lets all produce once more, because what they know of endpoints may be old by then.
         """
-        standing = _standing(candidates)
+        standing = self._standing(candidates)
         if not standing:
             return
         _estimate(request)
@@ -169,7 +169,7 @@ class Scheduler:
         _estimate(request)
         if not self._queueing:
             self.admit(request)
-        standing = _standing(candidates)
+        standing = self._standing(candidates)
         if not standing:
             raise Rejection(503, "ServiceUnavailable", NO_ENDPOINTS, "rejected-no-endpoints")
         started = time.perf_counter()
@@ -307,7 +307,7 @@ class Scheduler:
         for screener, timed in self._screeners:
             started = time.perf_counter()
             try:
-                candidates = screener.screen(request, candidates)
+                candidates = list(screener.screen(request, candidates))
             except Rejection:
                 raise
             except Exception:
@@ -334,6 +334,12 @@ class Scheduler:
             if refusal:
                 message = f"request cannot be admitted: {refusal}"
                 raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
+
+    def _standing(self, candidates: Sequence[Endpoint]) -> list[Endpoint]:
+        """The candidates without those whose process is known to be gone."""
+        if candidates is self._datastore.endpoints():
+            return self._datastore.standing()
+        return [endpoint for endpoint in candidates if not endpoint.refused]
 
     def _profile(self, name: str) -> ProfileRunner:
         return self._by_name[name]
@@ -363,11 +369,6 @@ def _estimate(request: InferenceRequest) -> None:
     """Tokens of a prompt that nobody has counted."""
     if not request.prompt_tokens:
         request.prompt_tokens = len(request.prompt) // BYTES_PER_TOKEN
-
-
-def _standing(candidates: Sequence[Endpoint]) -> list[Endpoint]:
-    """The candidates without those whose process is known to be gone."""
-    return [endpoint for endpoint in candidates if not endpoint.refused]
 
 
 def _runner(spec: ProfileSpec, builder: Builder, failures: Failures) -> ProfileRunner:

@@ -61,6 +61,7 @@ def _observe(pool: _Pool, message: Readings) -> None:
         if endpoint is None:
             continue
         endpoint.refused, endpoint.unmetered = reading.refused, reading.unmetered
+        pool.store.changed(endpoint)
         if reading.asked_at:
             pool.store.observed(endpoint, reading.metrics, reading.asked_at)
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is kept of a large pool is what one finds by looking, whatever happens to its endpoints."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epp.datalayer import Datastore, load
+from epp.datalayer.columns import Candidates
+from epp.datalayer.store import LARGE
+from epp.model import Charge, Endpoint, EndpointMetrics
+
+
+def pool(count: int) -> list[Endpoint]:
+    return [Endpoint(f"e{n}", "", f"p{n}", f"10.0.{n // 250}.{n % 250 + 1}", 8000) for n in range(count)]
+
+
+def check(store: Datastore) -> None:
+    found, looked = store.standing(), [each for each in store.endpoints() if not each.refused]
+    assert isinstance(found, Candidates) == (len(store.endpoints()) >= LARGE)
+    assert found == looked
+    assert load.all_waiting(found) == [load.waiting(each) for each in looked]
+    assert load.all_kv_free(found) == [1.0 - load.kv_usage(each) for each in looked]
+
+
+def test_small_pools_have_none() -> None:
+    store = Datastore()
+    store.replace(pool(LARGE - 1))
+    check(store)
+
+
+def test_endpoints_come_and_go() -> None:
+    store = Datastore()
+    store.replace(pool(LARGE))
+    check(store)
+    store.replace(pool(LARGE + 5)[3:])
+    check(store)
+    store.replace(pool(3))
+    check(store)
+    store.replace(pool(2 * LARGE))
+    check(store)
+
+
+def test_what_was_handed_out_stays_as_it_was() -> None:
+    store = Datastore()
+    store.replace(pool(LARGE))
+    before = store.standing()
+    gone = before[0]
+    before.reverse()
+    gone.refused = True
+    store.changed(gone)
+    after = store.standing()
+    assert len(before) == len(load.all_waiting(before)) == LARGE
+    assert gone not in after
+    assert len(after) == len(load.all_waiting(after)) == LARGE - 1
+    check(store)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 60))
+def test_whatever_happens(seed: int, steps: int) -> None:
+    chance, store = random.Random(seed), Datastore()
+    store.replace(pool(LARGE + 3))
+    holds = []
+    now = 1.0
+    for _ in range(steps):
+        endpoint = chance.choice(store.endpoints())
+        now += 0.1
+        match chance.randrange(7):
+            case 0:
+                reports = chance.random() < 0.7
+                metrics = EndpointMetrics(chance.randrange(4), 1, chance.random(), 16, 100, reports_waiting=reports)
+                metrics.updated_at = now
+                store.observed(endpoint, metrics, now)
+            case 1:
+                holds.append(store.hold([Charge(endpoint, 100, 0)]))
+            case 2 if holds:
+                holds.pop(chance.randrange(len(holds))).release()
+            case 3:
+                store.sent(endpoint, chance.randrange(1000))
+            case 4:
+                store.elsewhere(endpoint, 1, 10)
+            case 5:
+                endpoint.refused = not endpoint.refused
+                store.changed(endpoint)
+            case 6:
+                store.sent_elsewhere(endpoint, 5)
+        if chance.random() < 0.5:
+            check(store)
+    check(store)
