@@ -224,7 +224,12 @@ class Membership:
 
     def _list(self, place: Place) -> List[Json]:
         resource, namespace = place
-        items = self._client.list(resource.path(namespace), labelSelector=f"{PART_OF}={self.id}")
+        try:
+            items = self._client.list(resource.path(namespace), labelSelector=f"{PART_OF}={self.id}")
+        except ApiError as error:
+            if error.status != 404:  # its definition has gone since the kinds were read, and all its objects with it
+                raise
+            return []
         return [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in items]
 
     def _record(self, kinds: Set[GroupKind], namespaces: Set[str]) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 from epp.model import Endpoint, InferenceRequest
 from epp.scheduling.api import Filter, Picker, Plugin, SchedulingRecorder, Scorer
-from epp.scheduling.totals import add
+from epp.scheduling.totals import weighted
 
 log = logging.getLogger(__name__)
 
+NOTHING = "its scores count as 0"
 ERROR_INTERVAL = 10.0
 """Seconds between two log lines about the same failing plugin."""
 
@@ -103,22 +104,48 @@ class ProfileRunner:
             before = now
             if not endpoints:
                 return None
-        totals = [0.0] * len(endpoints)
+        count = len(endpoints)
+        columns: list[list[float]] = []
+        weights: list[float] = []
+        raters: list[Scorer] = []
         for scorer, weight, timed in self._scorers:
             try:
                 scores = scorer.score(request, endpoints)
-                if len(scores) != len(totals):
-                    raise ValueError(f"{len(scores)} scores for {len(totals)} endpoints")
+                if len(scores) != count:
+                    raise ValueError(f"{len(scores)} scores for {count} endpoints")
                 if any(scores):  # often nobody knows the prompt
-                    totals = add(totals, scores if type(scores) is list else list(scores), weight)
+                    columns.append(scores if type(scores) is list else list(scores))
+                    weights.append(weight)
+                    raters.append(scorer)
             except Exception:
-                self._failures.report(scorer, "its scores count as 0")
+                self._failures.report(scorer, NOTHING)
             now = clock()
             timed(now - before)
             before = now
+        try:
+            totals = weighted(columns, weights, count)
+        except Exception:
+            totals = self._without_nonsense(columns, weights, raters, count)
+        before = clock()
         picked = self._pick(endpoints, totals)
         self._timed(clock() - before)
         return Outcome(picked, Scores(endpoints, totals))
+
+    def _without_nonsense(
+        self, columns: list[list[float]], weights: list[float], raters: list[Scorer], count: int
+    ) -> list[float]:
+        """The sums without the scores of those who gave something that is no number."""
+        good: list[list[float]] = []
+        theirs: list[float] = []
+        for scores, weight, scorer in zip(columns, weights, raters, strict=True):
+            try:
+                weighted([scores], [weight], count)
+            except Exception:
+                self._failures.report(scorer, NOTHING)
+            else:
+                good.append(scores)
+                theirs.append(weight)
+        return weighted(good, theirs, count)
 
     def _filter(self, filter_: Filter, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
         try:

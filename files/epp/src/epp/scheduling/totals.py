@@ -7,12 +7,23 @@ Lists only, as long as each other: compiled code takes nothing else.
 from __future__ import annotations
 
 
-def add(totals: list[float], scores: list[float], weight: float) -> list[float]:
-    """Totals with these scores, cut to 0..1, times their weight. NaN, which compares false with everything, is 0."""
-    return [
-        total + (weight if score >= 1.0 else weight * score if score > 0.0 else 0.0)
-        for total, score in zip(totals, scores)  # noqa: B905 - slower
-    ]
+def weighted(columns: list[list[float]], weights: list[float], count: int) -> list[float]:
+    """Sums of ``count`` scores of each column, cut to 0..1, times its weight.
+
+    NaN, which compares false with everything, is 0. Raises TypeError for what is no number.
+    """
+    totals: list[float] = []
+    for at in range(count):
+        total = 0.0
+        for column in range(len(columns)):
+            score = columns[column][at]
+            weight = weights[column]
+            if score >= 1.0:
+                total += weight
+            elif score > 0.0:
+                total += weight * score
+        totals.append(total)
+    return totals
 
 
 def highest(totals: list[float]) -> list[int]:
