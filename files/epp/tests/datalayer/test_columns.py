@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from epp.datalayer import Datastore, load
 from epp.datalayer.columns import Candidates
+from epp.datalayer.prefix import PrefixIndex
 from epp.datalayer.store import LARGE
 from epp.model import Charge, Endpoint, EndpointMetrics
 
@@ -57,6 +58,16 @@ def test_what_was_handed_out_stays_as_it_was() -> None:
     assert gone not in after
     assert len(after) == len(load.all_waiting(after)) == LARGE - 1
     check(store)
+
+
+def test_prefixes_are_not_found_at_those_who_refuse() -> None:
+    store, index = Datastore(), PrefixIndex()
+    store.replace(pool(2 * LARGE))
+    for endpoint in store.endpoints():
+        index.add(endpoint, [1, 2], 10)
+    first, second, *others = store.endpoints()
+    first.refused = True
+    assert index.match([1, 2, 3], store.standing()) == dict.fromkeys((second, *others), 2)
 
 
 @settings(deadline=None)
