@@ -207,8 +207,10 @@ def show(readings: Sequence[Reading]) -> dict[str, str]:
     verdicts = {}
     for each in readings:
         if each.name == "ours" and each.endpoints == BOUND_ENDPOINTS:
+            limit = f"a decision (p99) in {BOUND_DECISION * 1e3:g} ms"
             verdicts = {
-                f"a decision (p99) in {BOUND_DECISION * 1e3:g} ms": percentile(each.decisions, 99) <= BOUND_DECISION,
+                limit: percentile(each.decisions, 99) <= BOUND_DECISION,
+                f"{limit} with {each.blocks} blocks": percentile(each.prefix_decisions, 99) <= BOUND_DECISION,
                 f"{BOUND_MEMORY / 1e6:g} MB": each.memory <= BOUND_MEMORY,
                 f"a death seen in {BOUND_DEATH:g} s": max(each.deaths) <= BOUND_DEATH,
             }

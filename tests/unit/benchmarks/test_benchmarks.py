@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, hotpath, metrics, report, workers
+from benchmarks import datapath, hotpath, metrics, report, scale, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, ratio
@@ -174,3 +174,14 @@ class TestWorkers:
             source.went(number, b"a" if turn % 2 else b"b")
         assert lengths == [100 * (turn + 1) for turn in range(workers.TURNS)] + [100]
         assert (source.possible, source.hits) == (workers.TURNS - 1, workers.TURNS - 2)
+
+
+def test_a_slow_decision_is_told_with_an_index_and_without() -> None:
+    fast, slow = [0.001] * 100, [0.001] * 95 + [0.1] * 5
+    for without, full, met in (
+        (fast, fast, ["met", "met"]),
+        (fast, slow, ["met", "missed"]),
+        (slow, fast, ["missed", "met"]),
+    ):
+        reading = scale.Reading("ours", scale.BOUND_ENDPOINTS, without, [0.1], [0.1], full, 1, 100_000)
+        assert list(scale.show([reading]).values()) == [*met, "met", "met"]
