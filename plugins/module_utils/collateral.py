@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, List, Optional, Set
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
-from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource, objects_of
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ClusterError
 from ansible_collections.inferops.cluster.plugins.module_utils.load import title
 from ansible_collections.inferops.cluster.plugins.module_utils.members import Member
@@ -64,16 +64,11 @@ def _instances(client: Client, definition: Json) -> List[Json]:
     resource = Resource(
         f"{spec['group']}/{served[0]}", spec["names"]["kind"], spec["names"]["plural"], spec["scope"] == "Namespaced"
     )
-    return _items(client, resource, None)
+    return objects_of(client, resource, None)[0]
 
 
 def content(client: Client, discovery: Discovery, namespace: str) -> List[Json]:
     """All that is in a namespace, but for records of what happened or who is alive."""
     kinds = [resource for resource in discovery.namespaced() if resource.kind not in PASSING]
-    found = client.map(lambda resource: _items(client, resource, namespace), kinds)
-    return [item for items in found for item in items]
-
-
-def _items(client: Client, resource: Resource, namespace: Any) -> List[Json]:
-    listed = client.list(resource.path(namespace))
-    return [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in listed]
+    found = client.map(lambda resource: objects_of(client, resource, namespace), kinds)
+    return [item for items, _version in found for item in items]

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 from urllib.parse import quote
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError
 
 Json = Dict[str, Any]
 
@@ -30,6 +31,21 @@ class Resource:
         if self.namespaced and namespace:
             base += f"/namespaces/{quote(namespace, safe='')}"
         return f"{base}/{self.plural}" + (f"/{quote(name, safe=':')}" if name else "")
+
+
+def objects_of(client: Client, resource: Resource, namespace: Optional[str], **query: str) -> Tuple[List[Json], str]:
+    """All objects of a kind, each with its apiVersion and kind, and the resourceVersion from which to watch them on.
+
+    A kind that is not served has none, and no version: for a second after its definition has gone, the server still
+    names it among its kinds.
+    """
+    try:
+        items, version = client.snapshot(resource.path(namespace), **query)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return [], ""
+    return [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in items], version
 
 
 def group_of(api_version: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
 from ansible_collections.inferops.cluster.plugins.module_utils.deadline import Deadline
-from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Resource
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Resource, objects_of
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, UnreachableError
 from ansible_collections.inferops.cluster.plugins.module_utils.readiness import State
 
@@ -156,14 +156,8 @@ class Follower:
             self._note(group, str(error))
 
     def _list(self, group: Group) -> Tuple[Found, str]:
-        try:
-            items, version = self._client.snapshot(_path(group), **_query(group))
-        except ApiError as error:
-            if error.status != 404:  # the kind is not served (any more), so there is no object of it
-                raise
-            items, version = [], ""
-        resource = group[0].resource
-        found = {_place(item): {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in items}
+        items, version = objects_of(self._client, group[0].resource, group[0].namespace, **_query(group))
+        found = {_place(item): item for item in items}
         self._judge(group, found)
         return found, version
 

@@ -16,7 +16,12 @@ import re
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
-from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery, Resource, group_of
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import (
+    Discovery,
+    Resource,
+    group_of,
+    objects_of,
+)
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, ClusterError, InputError
 from ansible_collections.inferops.cluster.plugins.module_utils.explain import refusal
 from ansible_collections.inferops.cluster.plugins.module_utils.load import key
@@ -223,14 +228,7 @@ class Membership:
         return list(places)
 
     def _list(self, place: Place) -> List[Json]:
-        resource, namespace = place
-        try:
-            items = self._client.list(resource.path(namespace), labelSelector=f"{PART_OF}={self.id}")
-        except ApiError as error:
-            if error.status != 404:  # its definition has gone since the kinds were read, and all its objects with it
-                raise
-            return []
-        return [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in items]
+        return objects_of(self._client, *place, labelSelector=f"{PART_OF}={self.id}")[0]
 
     def _record(self, kinds: Set[GroupKind], namespaces: Set[str]) -> None:
         wanted = self._wanted(kinds, namespaces)

@@ -22,11 +22,13 @@ import yaml
 
 from ansible_collections.inferops.cluster.plugins.module_utils.access import resolve
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
+from ansible_collections.inferops.cluster.plugins.module_utils.collateral import content
+from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Discovery
 from ansible_collections.inferops.cluster.plugins.module_utils.errors import ClusterError
 from ansible_collections.inferops.cluster.plugins.module_utils.task import Task
 
 from .conftest import ROOT, Cluster, Json, Run
-from .objects import actions, condition, config_map, custom, later
+from .objects import actions, condition, config_map, crd, custom, later
 
 pytestmark = pytest.mark.cluster
 
@@ -95,6 +97,26 @@ def perform(kubeconfig: str, **params: Any) -> tuple[Task, str]:
     finally:
         client.close()
     return task, ""
+
+
+def test_a_definition_goes_while_a_namespace_is_looked_into(made: Cluster, kubeconfig: str) -> None:
+    """What the server named among its kinds may be gone when its objects are asked for: then it has none."""
+    group = f"{made.namespace}.example"
+    gone, kept = crd("Gone", group), crd("Kept", group)
+    perform(kubeconfig, namespace=made.namespace, objects=[gone, kept], wait=True)
+    perform(kubeconfig, namespace=made.namespace, objects=[custom(kind, group, "a", 1) for kind in ("Gone", "Kept")])
+    client = Client(resolve({"kubeconfig": kubeconfig}))
+    try:
+        discovery = Discovery(client)
+
+        def inside() -> set[str]:
+            return {item["kind"] for item in content(client, discovery, made.namespace)} & {"Gone", "Kept"}
+
+        assert inside() == {"Gone", "Kept"}
+        perform(kubeconfig, namespace=made.namespace, objects=[gone], state="absent", wait=True)
+        assert inside() == {"Kept"}
+    finally:
+        client.close()
 
 
 @pytest.mark.parametrize("force", [False, True])

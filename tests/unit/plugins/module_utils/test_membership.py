@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.inferops.cluster.plugins.module_utils.discovery import Resource
-from ansible_collections.inferops.cluster.plugins.module_utils.errors import ApiError, InputError
+from ansible_collections.inferops.cluster.plugins.module_utils.errors import InputError
 from ansible_collections.inferops.cluster.plugins.module_utils.members import Member
 from ansible_collections.inferops.cluster.plugins.module_utils.membership import (
     PART_OF,
@@ -58,26 +58,6 @@ def test_only_a_membership_of_the_same_manager_is_carried_over(entries: list[dic
     member = Member(config_map(), RESOURCE, live=live)
     carry_over([member], "inferops.cluster")
     assert (label_of(member.wanted) == "id") is kept
-
-
-class Server:
-    """Knows no kind any more, or refuses."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-
-    def list(self, path: str, **query: str) -> list[dict[str, Any]]:
-        raise ApiError(self.status, {"message": "404 page not found"}, "GET", path)
-
-    def map(self, function: Any, places: list[Any]) -> list[Any]:
-        return [function(place) for place in places]
-
-
-def test_a_kind_that_is_gone_since_the_kinds_were_read_has_no_objects() -> None:
-    member = Member(config_map(), RESOURCE)
-    assert Membership(Server(404), None, "x", "here").survey([member]) == []  # type: ignore[arg-type]
-    with pytest.raises(ApiError):
-        Membership(Server(403), None, "x", "here").survey([member])  # type: ignore[arg-type]
 
 
 def test_a_set_without_namespace_cannot_be_recorded() -> None:
