@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, plain_blocks
+from epp.datalayer.prefix import (
+    PERIOD_SECONDS,
+    PERIODS,
+    RUNG,
+    PrefixIndex,
+    block_hashes,
+    plain_blocks,
+)
 from epp.datalayer.slots import MANY
 from epp.model import Endpoint
 
@@ -76,6 +84,31 @@ def test_capacity_forgets_the_oldest_and_ends_before_beginnings() -> None:
     index.add(pod, [1, 2, 3, 4, 5, 6], 2)
     assert index.match([1, 2, 3], PODS) == {pod: 2}
     assert len(index) == 2
+
+
+def test_what_is_used_again_and_again_is_new_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    index, pod, capacity = PrefixIndex(), PODS[0], 16 * PERIODS
+    assert index.add(pod, [1, 2], capacity) == [1, 2]
+    assert index.add(pod, [1, 2], capacity) == []
+    assert index.add(pod, [1, 2, 3], capacity) == [3]
+    assert index.add(PODS[1], [1, 3], capacity) == [1, 3], "each endpoint by itself"
+    assert index.add(pod, list(range(10, 23)), capacity) == list(range(10, 23))
+    assert index.add(pod, [1, 2, 4], capacity) == [1, 2, 4], "a sixteenth of what there is room for is new"
+    assert index.add(pod, [1, 2, 4], capacity) == []
+    now += PERIOD_SECONDS
+    assert index.add(pod, [1, 2, 4], capacity) == [1, 2, 4]
+
+
+def test_what_is_used_again_and_again_stays() -> None:
+    index, pod, capacity = PrefixIndex(), PODS[0], 64 * PERIODS
+    for number in range(100, 100 + 5 * capacity):
+        index.add(pod, [1, 2, number], capacity)
+        assert index.match([1, 2], PODS) == {pod: 2}
+    assert len(index) <= capacity
+    oldest = 100 + 4 * capacity + capacity // PERIODS + capacity // 32
+    assert index.match([oldest], PODS) == {pod: 1}, "nothing that was used since is forgotten"
 
 
 def test_dropped_endpoints_leave_nothing_behind() -> None:

@@ -9,10 +9,9 @@ written.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from epp.model import Endpoint
@@ -28,10 +27,6 @@ class Learner(Protocol):
         """All that it knows: the block hashes of each endpoint, the oldest first."""
 
 
-AGAIN_SECONDS = 0.25
-"""Between two times at which peers are told all blocks of a prompt that is used all the time."""
-
-
 @dataclass(slots=True)
 class Page:
     """What has happened since the last page."""
@@ -40,44 +35,15 @@ class Page:
     """Endpoints whose count of requests in flight has changed."""
     sent: list[tuple[str, int]] = field(default_factory=list)
     """Requests that went out: ``hostport`` and uncached prompt tokens."""
-    prefixes: list[tuple[str, str, Sequence[int]]] = field(default_factory=list)
-    """Prompts that went out: name of the learner, ``hostport``, block hashes."""
+    prompts: dict[str, dict[Endpoint, list[Sequence[int]]]] = field(default_factory=dict)
+    """Block hashes of prompts that went out, by the learner's name and endpoint, in the order of time."""
 
-
-class Told:
-    """Which prompts peers were told in full a moment ago: of those that go on where such a one ended, or that have the
-    same beginning, only what is new needs to be said.
-
-    Peers must see a prompt's beginning used again and again, or they forget it before its end; so it is said in full
-    every AGAIN_SECONDS, which is little beside the time for which anything is remembered.
-    """
-
-    def __init__(self) -> None:
-        self._new: dict[tuple[Endpoint, int], float] = {}
-        """When the prompt that ends with this block there was told in full."""
-        self._old: dict[tuple[Endpoint, int], float] = {}
-        """The same, of the time before ``_turned``."""
-        self._turned = 0.0
-
-    def __len__(self) -> int:
-        """Prompts that are remembered."""
-        return len(self._new) + len(self._old)
-
-    def news(self, endpoint: Endpoint, hashes: Sequence[int], known: int, now: float) -> Sequence[int]:
-        """The part of a prompt's block hashes that peers are to be told, at ``now`` (monotonic seconds); the first
-        ``known`` of them had been sent there before."""
-        if now - self._turned >= AGAIN_SECONDS:
-            self._old, self._new, self._turned = self._new, {}, now
-        new, last = self._new, (endpoint, hashes[-1])
-        if known:
-            joint = (endpoint, hashes[known - 1])
-            told = new.get(joint) or self._old.get(joint, 0.0)
-            if now - told < AGAIN_SECONDS:
-                new[last] = told
-                return hashes[known:]
-            new[joint] = now
-        new[last] = now
-        return hashes
+    def prefixes(self) -> Iterator[tuple[str, Endpoint, dict[int, None]]]:
+        """The blocks of these prompts, each of them once: what comes first is what was used last."""
+        for learner, places in self.prompts.items():
+            for endpoint, prompts in places.items():
+                prompts.reverse()
+                yield learner, endpoint, dict.fromkeys(chain.from_iterable(prompts))
 
 
 class Journal:
@@ -91,7 +57,6 @@ class Journal:
         self.learners: dict[str, Learner] = {}
         self._page = Page()
         self._empty = True
-        self._told: defaultdict[str, Told] = defaultdict(Told)
 
     def teach(self, name: str, learner: Learner) -> None:
         """Let a learner, known to peers by this name, hear of their prompts."""
@@ -107,13 +72,17 @@ class Journal:
         self._page.sent.append((endpoint.hostport, tokens))
         self._written()
 
-    def prefix(self, learner: str, endpoint: Endpoint, hashes: Sequence[int], known: int = 0) -> None:
-        """A prompt with these block hashes (one at least) went there; the first ``known`` of them not for the first
-        time."""
-        news = self._told[learner].news(endpoint, hashes, known, time.monotonic())
-        if news:
-            self._page.prefixes.append((learner, endpoint.hostport, news))
-            self._written()
+    def prefix(self, learner: str, endpoint: Endpoint, hashes: Sequence[int]) -> None:
+        """A prompt with these block hashes went there."""
+        places = self._page.prompts.get(learner)
+        if places is None:
+            places = self._page.prompts[learner] = {}
+        prompts = places.get(endpoint)
+        if prompts is None:
+            places[endpoint] = [hashes]
+        else:
+            prompts.append(hashes)
+        self._written()
 
     def turn(self) -> Page:
         """The page so far; a new one begins."""

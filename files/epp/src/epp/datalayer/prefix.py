@@ -14,6 +14,7 @@ costs a dictionary access per block, whatever the number of endpoints.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,10 @@ SPARE = 64
 """The part of an endpoint's blocks, a sixty-fourth, that is forgotten at once when there are too many."""
 TOP = 3
 """How often blocks double: the largest are eight plain ones."""
+PERIODS = 16
+"""An endpoint's blocks are of as many ages: what was used in the same sixteenth of them counts as equally old."""
+PERIOD_SECONDS = 10.0
+"""No period is longer, so that peers which missed something hear of it again."""
 _LEVEL_AT = 62
 _LARGE = 1 << _LEVEL_AT
 """Hashes from here on stand for more than one plain block."""
@@ -94,6 +99,21 @@ def _all_plain(hashes: Sequence[int]) -> int:
     return sum([1 << (number >> _LEVEL_AT) for number in hashes])
 
 
+class _Cache:
+    """What one endpoint holds."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[Any, Any] = {}
+        """The period in which each was used last; the oldest first: a dictionary keeps the order of insertion."""
+        self.filled = 0
+        """Plain blocks that these are."""
+        self.period = 0
+        self.fresh = 0
+        """Plain blocks that have come in this period."""
+        self.ends = 0.0
+        """When the period ends at the latest, monotonic seconds."""
+
+
 class PrefixIndex:
     """Prefixes by endpoint, each endpoint with a least-recently-used bound."""
 
@@ -101,10 +121,7 @@ class PrefixIndex:
         # Any where a number is only handed on: compiled code would make a new one each time.
         self._holders: dict[Any, Any] = {}
         self._slots = Slots()
-        self._held: list[dict[Any, None]] = []
-        """The blocks of each endpoint, the oldest first: a dictionary keeps the order of insertion."""
-        self._filled: list[int] = []
-        """Plain blocks that each endpoint holds."""
+        self._caches: list[_Cache] = []
         self._size = 0
 
     def __len__(self) -> int:
@@ -130,70 +147,81 @@ class PrefixIndex:
         slots.note(alive, depth, matched)
         return slots.among(matched, endpoints)
 
-    def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> int:
+    def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> list[int]:
         """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
 
-        The prompt's end becomes older than its beginning: without its beginning, an end could never match. Returns how
-        many of the first hashes were there before; 0 if others among them were, too.
+        The prompt's end becomes older than its beginning: without its beginning, an end could never match. No hash may
+        be there twice. Returns the hashes that are new there, or have not been used in this period before.
         """
         slot = self._slots.number(endpoint)
-        if slot == len(self._held):
-            self._held.append({})
-            self._filled.append(0)
-        held, holders = self._held[slot], self._holders
-        bit: Any = 1 << slot
-        before = len(held)
-        numbers: list[Any] = list(hashes)
+        if slot == len(self._caches):
+            self._caches.append(_Cache())
+        cache, holders, bit = self._caches[slot], self._holders, 1 << slot
+        now = time.monotonic()
+        if cache.fresh >= capacity // PERIODS or now >= cache.ends:
+            cache.period += 1
+            cache.fresh = 0
+            cache.ends = now + PERIOD_SECONDS
+        blocks, period = cache.blocks, cache.period
+        mark: Any = period
+        used: list[Any] = []
         fresh: list[Any] = []
+        numbers: list[Any] = list(hashes)
         for number in numbers:
-            if number in held:
-                del held[number]
-            else:
+            age: Any = blocks.get(number)
+            if age is None:
                 fresh.append(number)
-        numbers.reverse()
-        for number in numbers:
-            held[number] = None
+            elif age == mark:
+                continue
+            else:
+                del blocks[number]
+            used.append(number)
+        used.reverse()
+        for number in used:
+            blocks[number] = mark
+        used.reverse()
         if fresh:
             for number in fresh:
                 known: Any = holders.get(number)
                 holders[number] = bit if known is None else known | bit
-            self._filled[slot] += _all_plain(fresh)
-            if self._filled[slot] > capacity:
+            plain = _all_plain(fresh)
+            self._size += len(fresh)
+            cache.filled += plain
+            cache.fresh += plain
+            if cache.filled > capacity:
                 # Some more than need be: to find the oldest, a dictionary is gone through past all that was there.
                 self._shrink(slot, capacity - capacity // SPARE)
-        self._size += len(held) - before
-        leading = len(numbers) - len(fresh)
-        return leading if not fresh or hashes[leading] == fresh[0] else 0
+        return used
 
     def _shrink(self, slot: int, capacity: int) -> None:
         """Forget the oldest blocks of an endpoint."""
-        held, holders, bit = self._held[slot], self._holders, 1 << slot
-        filled = self._filled[slot]
+        cache, holders, bit = self._caches[slot], self._holders, 1 << slot
+        filled = cache.filled
         gone = []
-        for number in held:
+        for number in cache.blocks:
             if filled <= capacity:
                 break
             filled -= 1 << (number >> _LEVEL_AT)
             gone.append(number)
         for number in gone:
-            del held[number]
+            del cache.blocks[number]
             rest = holders[number] ^ bit
             if rest:
                 holders[number] = rest
             else:
                 del holders[number]
-        self._filled[slot] = filled
+        cache.filled = filled
+        self._size -= len(gone)
 
     def held(self) -> Iterator[tuple[Endpoint, list[int]]]:
         """Every endpoint and the blocks that it holds, the oldest first."""
         for endpoint, slot in self._slots.items():
-            yield endpoint, list(self._held[slot])
+            yield endpoint, list(self._caches[slot].blocks)
 
     def drop(self, endpoint: Endpoint) -> None:
         """The endpoint is gone, and its cache with it."""
         slot = self._slots.drop(endpoint)
         if slot is None:
             return
-        self._size -= len(self._held[slot])
         self._shrink(slot, 0)
-        self._held[slot] = {}  # the old one is as large as it ever was
+        self._caches[slot] = _Cache()  # the old one is as large as it ever was

@@ -112,16 +112,16 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         hit = min(total, match.blocks.get(chosen, 0) * block_bytes)
         journal = self._context.datastore.journal
         for endpoint in (chosen, *decision.profiles.get(PREFILL_PROFILE, ())[:1]):
-            known = self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
-            if journal.active:
-                journal.prefix(self.name, endpoint, match.hashes, known)
+            news = self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
+            if news and journal.active:
+                journal.prefix(self.name, endpoint, news)
         match.hashes = ()  # an answer may take minutes, and nobody needs them any more
         self._context.recorder.prefix_match(self.name, hit, total)
         self._context.recorder.prefix_index_size(self.name, len(self._index))
 
     def learn(self, endpoint: Endpoint, hashes: Sequence[int]) -> None:
-        """A peer has sent a prompt with these block hashes to the endpoint."""
-        self._index.add(endpoint, hashes, self._capacity(endpoint, self._block_bytes((endpoint,))))
+        """Peers have sent prompts with these block hashes to the endpoint."""
+        self._index.add(endpoint, list(dict.fromkeys(hashes)), self._capacity(endpoint, self._block_bytes((endpoint,))))
 
     def known(self) -> Iterator[tuple[Endpoint, Sequence[int]]]:
         """All that is remembered: the block hashes of each endpoint, the oldest first."""

@@ -62,7 +62,7 @@ class Ledger:
             page = store.journal.turn()
             touched = [each for each in store.endpoints() if each.own] if whole else page.touched
             load = {each.hostport: (each.own, each.own_tokens) for each in touched}
-            prefixes = [(learner, where, pack(hashes)) for learner, where, hashes in page.prefixes]
+            prefixes = [(learner, each.hostport, pack(hashes)) for learner, each, hashes in page.prefixes()]
             if whole or load or page.sent or prefixes:
                 pools[name] = PoolNews(load, whole, page.sent, prefixes)
         if not pools:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -27,7 +27,8 @@ class PoolNews(msgspec.Struct, omit_defaults=True):
     sent: list[tuple[str, int]] = []
     """Requests that have just gone out: endpoint, uncached prompt tokens."""
     prefixes: list[tuple[str, str, bytes]] = []
-    """Prompts that have gone out: name of the plugin, endpoint, block hashes."""
+    """What prompts that have gone out consist of: name of the plugin, endpoint, block hashes; the last ones count as
+    the oldest."""
 
 
 class News(msgspec.Struct):
@@ -62,9 +63,9 @@ def decode(data: bytes) -> News:
     return news
 
 
-def pack(hashes: Sequence[int]) -> bytes:
+def pack(hashes: Iterable[int]) -> bytes:
     """Block hashes as bytes."""
-    numbers = array("Q", hashes)
+    numbers = array("Q", list(hashes))  # from a list it is made without a call for each
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers.tobytes()
