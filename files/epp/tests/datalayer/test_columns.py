@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,19 @@ def test_what_was_handed_out_stays_as_it_was() -> None:
     assert gone not in after
     assert len(after) == len(load.all_waiting(after)) == LARGE - 1
     check(store)
+
+
+@pytest.mark.parametrize("holders", [0, 1, LARGE // 3, LARGE])
+def test_values_of_few_and_of_many(holders: int) -> None:
+    store = Datastore()
+    store.replace(pool(LARGE + 1))
+    refusing, *others = store.endpoints()
+    refusing.refused = True
+    values = {endpoint: 0.5 + number for number, endpoint in enumerate([refusing, *reversed(others)][:holders])}
+    endpoints = store.standing()
+    expected = [values.get(endpoint, 0.0) for endpoint in endpoints]
+    assert load.spread(values, endpoints) == expected
+    assert load.spread(values, list(endpoints)) == expected
 
 
 def test_prefixes_are_not_found_at_those_who_refuse() -> None:

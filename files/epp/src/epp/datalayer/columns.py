@@ -7,7 +7,7 @@ is in no cache. Between two requests few of them change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from epp.datalayer import load
 from epp.model import Endpoint
@@ -33,6 +33,15 @@ class Candidates(load.Known):
         """What :func:`load.kv_usage` leaves of each."""
         return self._columns.kv_free.copy()
 
+    def spread(self, values: Mapping[Endpoint, float]) -> list[float]:
+        """The value of each, 0 for those that have none."""
+        found, places = [0.0] * len(self), self._columns.places
+        for endpoint, value in values.items():
+            place = places.get(endpoint)
+            if place is not None:
+                found[place] = value
+        return found
+
 
 class Columns:
     """Of these endpoints, those that do not refuse, and their load."""
@@ -42,7 +51,8 @@ class Columns:
         self.refused = [endpoint for endpoint in endpoints if endpoint.refused]
         self.waiting = load.all_waiting(self.standing)
         self.kv_free = load.all_kv_free(self.standing)
-        self._places = {endpoint: place for place, endpoint in enumerate(self.standing)}
+        self.places = {endpoint: place for place, endpoint in enumerate(self.standing)}
+        """Where each stands in these lists."""
         self._changed: set[Endpoint] = set()
 
     def change(self, endpoint: Endpoint) -> None:
@@ -51,7 +61,7 @@ class Columns:
 
     def refresh(self) -> bool:
         """Take over what has changed. False if an endpoint has begun to refuse, or to listen: then make new ones."""
-        places = self._places
+        places = self.places
         for endpoint in self._changed:
             place = places.get(endpoint)
             if endpoint.refused != (place is None):

@@ -16,7 +16,8 @@ a metric of only one of them, the requests in flight that are not in that one st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 
 from epp.model import Endpoint
 
@@ -34,6 +35,10 @@ class Known(list[Endpoint]):
 
     def kv_free(self) -> list[float]:
         """What :func:`kv_usage` leaves of each."""
+        raise NotImplementedError
+
+    def spread(self, values: Mapping[Endpoint, float]) -> list[float]:
+        """The value of each, 0 for those that have none."""
         raise NotImplementedError
 
 
@@ -87,6 +92,13 @@ def all_kv_free(endpoints: Iterable[Endpoint]) -> list[float]:
         1.0 - (kv_usage(endpoint) if endpoint.unseen_tokens else endpoint.metrics.kv_cache_usage)
         for endpoint in endpoints
     ]
+
+
+def spread(values: Mapping[Endpoint, float], endpoints: Sequence[Endpoint]) -> list[float]:
+    """The value of each, 0 for those that have none; where these are many, they are not asked one by one."""
+    if isinstance(endpoints, Known) and 2 * len(values) < len(endpoints):
+        return endpoints.spread(values)
+    return list(map(values.get, endpoints, repeat(0.0)))
 
 
 def stale(endpoint: Endpoint, now: float, threshold: float) -> bool:

@@ -13,10 +13,11 @@ Source: GAIE v1.3, v1.5 and llm-d-router scorer of the same type.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import repeat
 
+from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer, Geometry
+from epp.plugins.prefixes import match_of, shares
 from epp.scheduling.api import BYTES_PER_TOKEN, PREFIX_MATCH, Context, PrefixMatch, Producer, Scorer, param
 
 
@@ -94,14 +95,13 @@ class PrefixCacheScorer(Scorer):
 
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
-        match = request.attributes.get(self._key)
-        if not isinstance(match, PrefixMatch) or not match.hashes or not match.blocks:
+        match = match_of(request, self._key)
+        if self._weight == 0.0:
+            return shares(match, endpoints)
+        if match is None or not match.hashes or not match.blocks:
             return [0.0] * len(endpoints)
         held = match.blocks if match.weights is None else match.weights
-        if self._weight == 0.0:
-            total = match.total
-            return [blocks / total if blocks else 0.0 for blocks in map(held.get, endpoints, repeat(0))]
-        return [self._rate(match, held.get(endpoint, 0)) for endpoint in endpoints]
+        return load.spread({endpoint: self._rate(match, blocks) for endpoint, blocks in held.items()}, endpoints)
 
     def _rate(self, match: PrefixMatch, blocks: float) -> float:
         share = blocks / match.total

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import repeat
-
+from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.scheduling.api import PREFIX_MATCH, Context, PrefixMatch
@@ -32,7 +31,7 @@ def shares(match: PrefixMatch | None, endpoints: list[Endpoint]) -> list[float]:
     if match is None or not match.blocks or not match.hashes:
         return [0.0] * len(endpoints)
     total, blocks = match.total, match.blocks if match.weights is None else match.weights
-    return [held / total for held in map(blocks.get, endpoints, repeat(0))]
+    return load.spread({endpoint: held / total for endpoint, held in blocks.items()}, endpoints)
 
 
 def uncached_tokens(request: InferenceRequest, endpoints: list[Endpoint]) -> list[int]:
