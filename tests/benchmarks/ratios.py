@@ -47,3 +47,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The value that ``percent`` of them do not exceed; 0.0 when there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
+
+
+def percentile_between(values: Sequence[float], percent: float, turn: int) -> tuple[float, float]:
+    """The bounds of a percentile's 95 % confidence interval, from values that were measured ``turn`` at a time: what
+    disturbs one of a turn disturbs its neighbours, too (bootstrap over the turns)."""
+    turns = [values[at : at + turn] for at in range(0, len(values), turn)]
+    chance = random.Random(1)
+    found = sorted(
+        percentile([value for some in chance.choices(turns, k=len(turns)) for value in some], percent)
+        for _ in range(RESAMPLES)
+    )
+    return found[int(RESAMPLES * 0.025)], found[int(RESAMPLES * 0.975)]

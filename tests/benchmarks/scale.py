@@ -28,7 +28,7 @@ from conformance.kit.world import World
 
 from benchmarks import rig, sides
 from benchmarks.client import Client
-from benchmarks.ratios import percentile
+from benchmarks.ratios import percentile, percentile_between
 from benchmarks.sides import Side
 
 BOUND_ENDPOINTS, BOUND_DECISION, BOUND_MEMORY, BOUND_DEATH = 5000, 0.005, 1e9, 1.0
@@ -159,6 +159,8 @@ def measure(count: int, decisions: int, changes: int, blocks: int) -> list[Readi
             with standing_still([pid for other, pid in pids.items() if other != name]):
                 readings[name].blocks = fill(clients[name], blocks)
             readings[name].memory = rig.peak_memory_bytes(side.pid)
+        # Who stood still for a minute has lost its connections. The first turn is for coming back.
+        decide(clients, pids, TURN)
         for name, seconds in decide(clients, pids, decisions).items():
             readings[name].prefix_decisions = seconds
         return list(readings.values())
@@ -213,20 +215,25 @@ def show(readings: Sequence[Reading]) -> dict[str, str]:
     verdicts = {}
     for each in readings:
         if each.name == "ours" and each.endpoints == BOUND_ENDPOINTS:
-            limit = f"a decision (p99) in {BOUND_DECISION * 1e3:g} ms"
-            verdicts = {
-                limit: percentile(each.decisions, 99) <= BOUND_DECISION,
-                f"{limit} with {each.blocks} blocks": percentile(each.prefix_decisions, 99) <= BOUND_DECISION,
-                f"{BOUND_MEMORY / 1e6:g} MB": each.memory <= BOUND_MEMORY,
-                f"a death seen in {BOUND_DEATH:g} s": max(each.deaths) <= BOUND_DEATH,
-            }
-    for key, met in verdicts.items():
-        print(f"{BOUND_ENDPOINTS} endpoints, {key}: {'met' if met else 'missed'}")
-    return {key: "met" if met else "missed" for key, met in verdicts.items()}
+            for what, values in (("", each.decisions), (f" with {each.blocks} blocks", each.prefix_decisions)):
+                low, high = percentile_between(values, 99, TURN)
+                print(f"a decision{what}: p99 between {low * 1e3:.2f} and {high * 1e3:.2f} ms")
+                limit = f"a decision{what} (p99) in {BOUND_DECISION * 1e3:g} ms"
+                verdicts[limit] = _verdict(low, high, BOUND_DECISION)
+            verdicts[f"{BOUND_MEMORY / 1e6:g} MB"] = _verdict(each.memory, each.memory, BOUND_MEMORY)
+            verdicts[f"a death seen in {BOUND_DEATH:g} s"] = _verdict(max(each.deaths), max(each.deaths), BOUND_DEATH)
+    for key, told in verdicts.items():
+        print(f"{BOUND_ENDPOINTS} endpoints, {key}: {told}")
+    return verdicts
+
+
+def _verdict(low: float, high: float, bound: float) -> str:
+    """Whether a figure is within its bound, as far as can be told."""
+    return "met" if high <= bound else "missed" if low > bound else "too noisy"
 
 
 def main() -> int:
-    """Measure, print, keep the raw figures; 1 when a bound was missed."""
+    """Measure, print, keep the raw figures; 1 when a bound was missed, 3 when it was too noisy to tell."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
     parser.add_argument("--endpoints", type=int, nargs="*", default=[100, 1000, 5000])
     parser.add_argument("--decisions", type=int, default=500, help="timed on each side (default %(default)s)")
@@ -245,7 +252,8 @@ def main() -> int:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         record = {"readings": [asdict(each) for each in readings], "verdicts": verdicts}
         given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return int("missed" in verdicts.values())
+    told = set(verdicts.values())
+    return 1 if "missed" in told else 3 if "too noisy" in told else 0
 
 
 if __name__ == "__main__":
