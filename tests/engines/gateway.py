@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from benchmarks import rig
 
 from engines.reader import PATIENCE
-from engines.server import post
+from engines.server import post, stream
 
 CONFIG = """
 apiVersion: inference.networking.x-k8s.io/v1alpha1
@@ -41,16 +40,12 @@ class Gateway:
 
     def ask(self, path: str, **body: Any) -> dict[str, Any]:
         """The answer to a request."""
-        return post(self.url + path, body)
+        document: dict[str, Any] = post(self.url + path, body)
+        return document
 
     def stream(self, path: str, **body: Any) -> list[dict[str, Any]]:
         """The events of an answer, which must come to its end."""
-        sent = json.dumps({"stream": True, "stream_options": {"include_usage": True}, **body}).encode()
-        request = urllib.request.Request(self.url + path, sent, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream"), "the answer is no stream"
-            lines = answer.read().decode().splitlines()
-        data = [line.removeprefix("data: ") for line in lines if line.startswith("data:")]
+        data = stream(self.url + path, {"stream": True, "stream_options": {"include_usage": True}, **body})
         assert data.pop() == "[DONE]", "the stream was cut off"
         return [json.loads(each) for each in data]
 

@@ -53,7 +53,8 @@ class Server:
 
     def ask(self) -> dict[str, Any]:
         """One slow request, and its answer."""
-        return post(f"http://{self.hostport}{self.path}", self.slow)
+        document: dict[str, Any] = post(f"http://{self.hostport}{self.path}", self.slow)
+        return document
 
 
 def get(url: str) -> str:
@@ -63,15 +64,37 @@ def get(url: str) -> str:
         return text
 
 
-def post(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON request, and the JSON that answers it. Raises EngineError for any status but 200."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+def answer(url: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+    """Status and JSON of the answer to a JSON request; the text where it is no JSON."""
     try:
-        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
-            document: dict[str, Any] = json.loads(answer.read())
-            return document
+        with urllib.request.urlopen(_request(url, body), timeout=REQUEST_SECONDS) as response:
+            status, text = response.status, response.read().decode()
     except urllib.error.HTTPError as error:
-        raise EngineError(f"{url} answers {error.code}: {error.read().decode(errors='replace')[:1000]}") from None
+        status, text = error.code, error.read().decode(errors="replace")
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text
+
+
+def post(url: str, body: Mapping[str, Any]) -> Any:
+    """The JSON that answers a JSON request. Raises EngineError for any status but 200."""
+    status, document = answer(url, body)
+    if status != 200:
+        raise EngineError(f"{url} answers {status}: {str(document)[:1000]}")
+    return document
+
+
+def stream(url: str, body: Mapping[str, Any]) -> list[str]:
+    """The data of the events that answer a JSON request."""
+    with urllib.request.urlopen(_request(url, body), timeout=REQUEST_SECONDS) as response:
+        assert response.headers["content-type"].startswith("text/event-stream"), "the answer is no stream"
+        lines = response.read().decode().splitlines()
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data:")]
+
+
+def _request(url: str, body: Mapping[str, Any]) -> urllib.request.Request:
+    return urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
 
 
 @contextmanager

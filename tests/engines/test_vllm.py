@@ -11,7 +11,6 @@ import random
 import socket
 import string
 import threading
-import urllib.request
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from ports import free_port
 
 from engines import vllm
 from engines.compare import differences, families, read, read_by_us
-from engines.vllm import ADAPTERS, BLOCK_TOKENS, BLOCKS, MODEL, SEATS, SLOTS, Place, Vllm, post, wait
+from engines.server import answer, post, stream
+from engines.vllm import ADAPTERS, BLOCK_TOKENS, BLOCKS, MODEL, SEATS, SLOTS, Place, Vllm, wait
 from epp.datalayer import Datastore, ScrapeOptions, Scraper
 from epp.datalayer.kvblocks import BlockIndex, block_keys, first_key
 from epp.datalayer.kvevents import AllBlocksCleared, Batch, BlockRemoved, BlockStored
@@ -335,8 +335,8 @@ class TestTokens:
     ) -> None:
         server = both[number]
         sent = {"model": MODEL, "max_tokens": 1, **body}
-        answer = server.ask(path, **sent, return_token_ids=True)
-        served = answer["prompt_token_ids"] if "chat" in path else answer["choices"][0]["prompt_token_ids"]
+        told = server.ask(path, **sent, return_token_ids=True)
+        served = told["prompt_token_ids"] if "chat" in path else told["choices"][0]["prompt_token_ids"]
         found = background.run(renderer.render(server.url, path, json.dumps(sent).encode(), 20.0))
         assert found is not None
         assert [list(each) for each in found.prompts] == [served]
@@ -494,18 +494,11 @@ class Front:
 
     def ask(self, path: str = "/v1/completions", **body: Any) -> Any:
         """A good answer."""
-        status, document = post(self.url + path, {"model": MODEL, "max_tokens": 4, **body})
-        assert status == 200, document
-        return document
+        return post(self.url + path, {"model": MODEL, "max_tokens": 4, **body})
 
     def stream(self, path: str = "/v1/completions", **body: Any) -> list[Any]:
         """The events of a streamed answer, without the mark of the end."""
-        sent = json.dumps({"model": MODEL, "max_tokens": 4, "stream": True, **body}).encode()
-        request = urllib.request.Request(self.url + path, sent, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            lines = answer.read().decode().splitlines()
-        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        data = stream(self.url + path, {"model": MODEL, "max_tokens": 4, "stream": True, **body})
         return [json.loads(each) for each in data if each != "[DONE]"]
 
     def figure(self, name: str, **labels: str) -> float:
@@ -633,11 +626,11 @@ class TestThroughEnvoy:
         assert went == ([0, 6] if full == 0 else [6, 0])
 
     def test_errors_pass(self, front: Front) -> None:
-        status, answer = post(f"{front.url}/v1/completions", {"model": "nobody", "prompt": "x"})
-        assert (status, answer["error"]["type"]) == (404, "NotFoundError")
-        status, answer = post(f"{front.url}/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 10**6})
-        assert (status, answer["error"]["code"]) == (400, 400)
-        status, _ = post(f"{front.url}/v1/embeddings", {"model": MODEL, "input": "x"})
+        status, said = answer(f"{front.url}/v1/completions", {"model": "nobody", "prompt": "x"})
+        assert (status, said["error"]["type"]) == (404, "NotFoundError")
+        status, said = answer(f"{front.url}/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 10**6})
+        assert (status, said["error"]["code"]) == (400, 400)
+        status, _ = answer(f"{front.url}/v1/embeddings", {"model": MODEL, "input": "x"})
         assert status == 404
 
     def test_responses(self, front: Front) -> None:
@@ -674,6 +667,6 @@ class TestThroughEnvoy:
         tokens = list(text(2 * BLOCK_TOKENS + 1).encode())
         body = {"model": MODEL, "token_ids": tokens, "sampling_params": {"max_tokens": 4, "ignore_eos": True}}
         with rig.envoy(options) as url:
-            status, answer = post(f"{url}/inference/v1/generate", body)
-        assert status == 200, answer
-        assert len(answer["choices"][0]["token_ids"]) == 4
+            status, said = answer(f"{url}/inference/v1/generate", body)
+        assert status == 200, said
+        assert len(said["choices"][0]["token_ids"]) == 4

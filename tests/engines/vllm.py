@@ -16,7 +16,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 from engines import tinymodel
 from engines.environment import environment
+from engines.server import get, post
 
 MODEL = "tiny"
 ADAPTERS = ("lora-a", "lora-b", "lora-c")
@@ -82,9 +82,7 @@ class Vllm:
 
     def page(self) -> str:
         """Its metrics page."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=20) as answer:
-            text: str = answer.read().decode()
-            return text
+        return get(f"{self.url}/metrics")
 
     def figure(self, name: str, **labels: str) -> float:
         """Sum of the series of a metric that have these labels."""
@@ -100,9 +98,7 @@ class Vllm:
 
     def ask(self, path: str = "/v1/completions", **body: Any) -> Any:
         """Its answer to a request, which must be good."""
-        status, document = post(self.url + path, {"model": MODEL, **body})
-        assert status == 200, document
-        return document
+        return post(self.url + path, {"model": MODEL, **body})
 
     def forget(self) -> None:
         """Empty its prefix cache; the events say so with the next request."""
@@ -130,20 +126,6 @@ class Vllm:
 
 
 _JSON = {"content-type": "application/json"}
-
-
-def post(url: str, body: Any, seconds: float = 60.0) -> tuple[int, Any]:
-    """Status and JSON of an answer; the text where it is no JSON."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), _JSON)
-    try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            status, text = answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        status, text = error.code, error.read().decode()
-    try:
-        return status, json.loads(text)
-    except ValueError:
-        return status, text
 
 
 def figure(page: str, name: str, **labels: str) -> float:
