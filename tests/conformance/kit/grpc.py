@@ -136,6 +136,8 @@ class Stream:
     async def _peek(self, seconds: float) -> bool:
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._next())
+            # The stream may end when its case has, and then nobody asks how: asyncio need not complain.
+            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
         done, _ = await asyncio.wait([self._reading], timeout=seconds)
         return bool(done)
 

@@ -156,14 +156,15 @@ class PrefixIndex:
         slot = self._slots.number(endpoint)
         if slot == len(self._caches):
             self._caches.append(_Cache())
-        cache, holders, bit = self._caches[slot], self._holders, 1 << slot
+        cache, holders = self._caches[slot], self._holders
+        bit: Any = 1 << slot
         now = time.monotonic()
         if cache.fresh >= capacity // PERIODS or now >= cache.ends:
             cache.period += 1
             cache.fresh = 0
             cache.ends = now + PERIOD_SECONDS
-        blocks, period = cache.blocks, cache.period
-        mark: Any = period
+        blocks = cache.blocks
+        mark: Any = cache.period
         used: list[Any] = []
         fresh: list[Any] = []
         numbers: list[Any] = list(hashes)
