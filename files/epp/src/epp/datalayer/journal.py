@@ -21,7 +21,7 @@ class Learner(Protocol):
     """Something that believes to know what endpoints hold in their prefix caches."""
 
     def learn(self, endpoint: Endpoint, hashes: Sequence[int]) -> None:
-        """A peer has sent a prompt with these block hashes to the endpoint."""
+        """A peer has sent prompts with these blocks to the endpoint; the last hashes count as the oldest."""
 
     def known(self) -> Iterator[tuple[Endpoint, Sequence[int]]]:
         """All that it knows: the block hashes of each endpoint, the oldest first."""

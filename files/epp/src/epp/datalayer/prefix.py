@@ -115,7 +115,7 @@ class _Cache:
 
 
 class PrefixIndex:
-    """Prefixes by endpoint, each endpoint with a least-recently-used bound."""
+    """Prefixes by endpoint, each with a bound: what was used least recently goes first, to a sixteenth of the bound."""
 
     def __init__(self) -> None:
         # Any where a number is only handed on: compiled code would make a new one each time.
