@@ -108,9 +108,10 @@ def measure(side: Side, mode: Mode, shape: Shape, seconds: float, seed: int) -> 
     result = load.run(gateway.url, shape, seconds, seed)
     count = len(result.latencies)
     used = side.cpu_seconds() - cpu - side.idle_cpu * result.seconds
-    figures = [percentile(result.latencies, each) for each in (50, 90, 99)]
+    p50, p90, p99 = (percentile(result.latencies, each) for each in (50, 90, 99))
     first = percentile(result.first, 50)
-    return Sample(count, result.seconds, *figures, first, used / count, (gateway.process.cpu_seconds() - envoy) / count)
+    envoy = (gateway.process.cpu_seconds() - envoy) / count
+    return Sample(count, result.seconds, p50, p90, p99, first, used / count, envoy)
 
 
 def rounds(case: Case, all_sides: Sequence[Side], plan: Plan, seed: int) -> Samples:

@@ -38,7 +38,7 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _message(message: ProcessingRequest) -> bytes:
-    data = message.SerializeToString()
+    data: bytes = message.SerializeToString()
     return b"\0" + len(data).to_bytes(4) + data
 
 

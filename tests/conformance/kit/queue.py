@@ -57,10 +57,10 @@ class Request:
         headers |= {OBJECTIVE: objective} if objective else {}
         self._empty = more.pop("empty", False)
         body = more.pop("body", None) or fresh()
-        metadata = {"metadata": wire.subset(more.pop("hint"))} if "hint" in more else {}
-        self.talk.stream.send(wire.request_headers(headers, end=self._empty, **metadata, **more))
+        metadata = wire.subset(more.pop("hint")) if "hint" in more else None
+        self.talk.stream.send(wire.request_headers(headers, end=self._empty, metadata=metadata, **more))
         if not self._empty:
-            self.talk.stream.send(wire.request_body(body, **metadata))
+            self.talk.stream.send(wire.request_body(body, metadata=metadata))
 
     @property
     def waits(self) -> bool:
