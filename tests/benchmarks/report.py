@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ HEADINGS = ("CPU per request", "latency added, p50", "latency added, p99", "time
 COMMANDS = {
     "datapath": "python -m benchmarks.datapath --rounds 4 --seconds 1.5",
     "datapath-tls": "python -m benchmarks.datapath --quick --tls",
+    "placement": "python -m benchmarks.placement",
     "scraping": "python -m benchmarks.scraping",
     "scale": "python -m benchmarks.scale",
     "replicas": "python -m benchmarks.replicas",
@@ -35,6 +36,13 @@ of little worth, and ratios are what counts: ours ÷ Go, with the 95 % confidenc
 figures lie in `performance/`.
 """
 
+_PLACEMENT = """\
+Eight simulated model servers with vLLM's scheduler and prefix cache, the times of a 32B model (20 000 tokens of prompts
+a second) and 307 000 tokens of KV cache each. Requests come when they are due; times are in milliseconds, medians over
+the rounds; "cached" is the part of the prompts' tokens that was found in the cache. "Role" is what the role `epp`
+configures, "affinity and load" a `prefix-cache-affinity-filter` before a `token-load-scorer`.
+"""
+
 
 def write(folder: Path, document: Path) -> list[Path]:
     """Make the page from the ``*.json`` in ``folder``, and charts beside those; returns what was written."""
@@ -46,7 +54,8 @@ def write(folder: Path, document: Path) -> list[Path]:
             picture.write_text(cpu_chart(found[name]))
             written.append(picture)
             parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
-    sections = {
+    sections: dict[str, Callable[[Any], str]] = {
+        "placement": placement,
         "scraping": scraping,
         "scale": scale,
         "replicas": replicas,
@@ -110,6 +119,21 @@ def cpu_chart(records: Sequence[Record]) -> str:
         groups.append((record["case"], bars))
     tls = "TLS" if records[0]["tls"] else "plaintext"
     return chart("CPU of the endpoint picker per request", f"medians and extremes of the rounds; {tls}", groups, "µs")
+
+
+def placement(record: Sequence[Record]) -> str:
+    """The section about what good places are worth."""
+    head = ("", "first token, mean", "p50", "p90", "p99", "whole answer", "cached", "÷ Go: mean", "÷ Go: p90")
+    lines = ["## Placement\n", f"`{COMMANDS['placement']}`\n", _PLACEMENT]
+    for name in dict.fromkeys(each["workload"] for each in record):
+        rows, own = [], [each for each in record if each["workload"] == name]
+        go = next(each for each in own if each["name"] == "Go")
+        for each in own:
+            times = [f"{statistics.median(each[key]) * 1e3:.0f}" for key in ("mean", "p50", "p90", "p99", "whole")]
+            ratios = [str(ratio(each[key], go[key])) if each is not go else "" for key in ("mean", "p90")]
+            rows.append([each["name"], *times, f"{statistics.median(each['hits']):.2f}", *ratios])
+        lines.append(f"{name[0].upper()}{name[1:]} ({go['requests']} requests each):\n\n{table(head, rows)}")
+    return "\n".join(lines)
 
 
 def scraping(record: Record) -> str:

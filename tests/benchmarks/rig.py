@@ -111,9 +111,9 @@ def connectable(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def fetch(url: str) -> bytes:
-    """Body of a GET; OSError (URLError, HTTPError) when it fails."""
-    with urllib.request.urlopen(url, timeout=5) as response:
+def fetch(url: str, data: bytes | None = None) -> bytes:
+    """Body of a GET, of a POST when there is something to send; OSError (URLError, HTTPError) when it fails."""
+    with urllib.request.urlopen(url, data, timeout=5) as response:
         body: bytes = response.read()
         return body
 

@@ -108,15 +108,24 @@ def pool(around: World, name: str, hosts: Sequence[str], *flags: str) -> Iterato
     """Model servers on these hosts, a pod for each, and the pool that selects them; yields the servers' process."""
     command = [sys.executable, "-m", "benchmarks.upstream", str(PORT), *hosts, *flags]
     process = rig.Process("upstream", command, {"PYTHONPATH": str(rig.REPOSITORY / "tests")})
-    labels = {"pool": name}
     try:
         process.wait_for(lambda: rig.connectable(PORT, hosts[-1]))
+        with listed(around, name, hosts):
+            yield process
+    finally:
+        process.close()
+
+
+@contextlib.contextmanager
+def listed(around: World, name: str, hosts: Sequence[str]) -> Iterator[None]:
+    """A pod in the API server for each of these hosts, and the pool that selects them."""
+    labels = {"pool": name}
+    try:
         for number, host in enumerate(hosts):
             around.space.create_pod(f"{name}-{number}", host, labels)
         around.space.create_pool(name, labels, (PORT,))
-        yield process
+        yield
     finally:
-        process.close()
         around.space.delete("inference.networking.k8s.io", "v1", "InferencePool", name)
         for number in range(len(hosts)):
             with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, hotpath, metrics, report, scale, workers
+from benchmarks import datapath, hotpath, metrics, placement, report, scale, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, percentile_between, ratio
@@ -113,10 +113,18 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     alike = {"hits": [0.9, 0.9], "cpu": [1e-4, 1e-4]}
     pairs = [{"name": name, **alike} for name in ("one", "two", "two that tell")]
     (tmp_path / "performance" / "replicas.json").write_text(json.dumps(pairs))
+    places = [
+        placement.Reading("talk", name, *([[value]] * 6), requests=9) for name, value in (("Go", 0.5), ("ours", 0.25))
+    ]
+    (tmp_path / "performance" / "placement.json").write_text(json.dumps([asdict(each) for each in places]))
     page = tmp_path / "performance.md"
     assert page in report.write(tmp_path / "performance", page)
     assert "0.25 (0.25 to 0.25) [≤ 0.40: met]" in page.read_text()
     assert "hits, two that tell ÷ one: 1.00 (1.00 to 1.00)" in page.read_text()
+    assert "Talk (9 requests each):" in page.read_text()
+    assert (
+        "| ours | 250 | 250 | 250 | 250 | 250 | 0.25 | 0.50 (0.50 to 0.50) | 0.50 (0.50 to 0.50) |" in page.read_text()
+    )
     assert "<svg" in (tmp_path / "performance" / "datapath.svg").read_text()
 
 
