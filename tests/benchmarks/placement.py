@@ -26,7 +26,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import replay, rig, sides
+from benchmarks import replay, rig
 from benchmarks.ratios import percentile, ratio
 from benchmarks.workloads import Ask, Conversations, Mooncake, SharedPrefix, Workload, WorkloadError
 
@@ -66,6 +66,21 @@ def role() -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
+SOONEST = """\
+apiVersion: inference.networking.x-k8s.io/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: approx-prefix-cache-producer
+- type: token-load-scorer
+- type: max-score-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: token-load-scorer
+  - pluginRef: max-score-picker
+"""
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """Who places requests. ``picker`` is a side of ``benchmarks.sides``; None deals them out in turn."""
@@ -87,6 +102,7 @@ ARRANGEMENTS = (
     Arrangement("ours", "ours"),
     Arrangement("ours, role's weights", "ours", role()),
     Arrangement("ours, affinity and load", "ours", SPREAD_LOAD),
+    Arrangement("ours, soonest", "ours", SOONEST),
 )
 
 
@@ -137,6 +153,8 @@ class Stage:
 @contextlib.contextmanager
 def simulated() -> Iterator[Stage]:
     """Simulated servers, a pod in the cluster of ``KUBECONFIG`` for each, and the pool that selects them."""
+    from benchmarks import sides  # what it takes to talk to a cluster; servers that are there need none of it
+
     pool = "placement"
     with sides.surroundings() as around, rig.sims(PODS, around.address(), sides.PORT, "--model=bench") as hostports:
         with sides.listed(around, pool, [each.rpartition(":")[0] for each in hostports]):
@@ -160,7 +178,7 @@ def given_servers(hostports: Sequence[str], model: str) -> Iterator[Stage]:
         @contextlib.contextmanager
         def picker(arrangement: Arrangement) -> Iterator[int]:
             flags = [f"--endpoints-file={file}", "--secure-serving=false", *arrangement.flags]
-            with rig.epp(*flags, image=sides.OURS == "image") as epp:
+            with rig.epp(*flags, image=rig.OURS == "image") as epp:
                 epp.process.wait_for(lambda: rig.fetch(f"http://127.0.0.1:{epp.metrics_port}/healthz") == b"ok\n")
                 yield epp.grpc_port
 

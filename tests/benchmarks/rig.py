@@ -26,6 +26,8 @@ from typing import Any
 from ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+OURS = os.environ.get("BENCH_OURS", "image")
+"""What is measured as ours: the image as it is shipped, or ``ours``, the sources in this environment."""
 START_SECONDS = 30.0
 """How long a program may take until it answers, on a machine that is busy."""
 

@@ -22,8 +22,6 @@ from conformance.kit.world import World, world
 from benchmarks import rig
 
 PORT = 8000
-OURS = os.environ.get("BENCH_OURS", "image")
-"""The driver that is measured as ours: the image as it is shipped, or ``ours``, the sources in this environment."""
 READY = "inference_pool_ready_pods"
 """The gauge by which both generations say how many endpoints they know."""
 
@@ -136,7 +134,7 @@ def listed(around: World, name: str, hosts: Sequence[str]) -> Iterator[None]:
 def side(around: World, name: str, pool_name: str, endpoints: int, *more: str, tls: bool = False) -> Iterator[Side]:
     """A picker that knows all endpoints of the pool. ``name``: ``ours``, ``go``, or one of them with ``=FLAG``."""
     key, _, flag = name.partition("=")
-    driver = drivers.load(OURS if key == "ours" else key)
+    driver = drivers.load(rig.OURS if key == "ours" else key)
     flags = [*around.flags(pool_name, tls=tls), *more, *([flag] if flag else [])]
     with picker(driver, flags, around.environment, around.api.turns, tls=tls) as found:
         eventually(lambda: found.metrics().value(READY, name=pool_name) == endpoints)

@@ -130,7 +130,9 @@ def busy_seconds() -> float:
 @contextlib.contextmanager
 def picker(endpoints: Path, workers: int) -> Iterator[rig.Epp]:
     """One that serves with all its workers."""
-    with rig.epp(f"--endpoints-file={endpoints}", "--secure-serving=false", f"--workers={workers}", image=True) as epp:
+    with rig.epp(
+        f"--endpoints-file={endpoints}", "--secure-serving=false", f"--workers={workers}", image=rig.OURS == "image"
+    ) as epp:
         epp.process.wait_for(lambda: rig.fetch(f"http://127.0.0.1:{epp.metrics_port}/healthz") == b"ok\n")
         yield epp
 

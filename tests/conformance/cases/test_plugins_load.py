@@ -119,12 +119,16 @@ class TestTokenLoad:
     """A long prompt fills an engine, which then gets no more."""
 
     def test_a_stream_that_has_begun(self, configured: Pickers, pool: Pool) -> None:
-        """Once a streamed answer begins, its prompt is computed, and weighs no more."""
+        """With the first token of a streamed answer its prompt is computed, and weighs no more. Headers say nothing of
+        it: engines send them as soon as they have understood the request."""
         found = configured(self.FULL)
         body = completion("w" * 40_000, stream=True)
         with in_flight(found, body, hint=[pool.hostports[0]]) as (busy,):
             assert goes_to(found, set(pool.hostports[1:]))
             busy.stream.send(wire.response_headers(200, wire.EVENTS))
+            busy.stream.receive()
+            assert goes_to(found, set(pool.hostports[1:]))
+            busy.stream.send(wire.response_body(b"data: {}\n\n", end=False))
             busy.stream.receive()
             assert goes_to(found, set(pool.hostports))
 
@@ -152,6 +156,8 @@ class TestTokenLoad:
         ):
             for each in busy:
                 each.stream.send(wire.response_headers(200, wire.EVENTS))
+                each.stream.receive()
+                each.stream.send(wire.response_body(b"data: {}\n\n", end=False))
                 each.stream.receive()
             assert goes_to(found, {second})
 

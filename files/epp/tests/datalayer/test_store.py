@@ -128,15 +128,18 @@ def test_a_hold_counts_requests_and_tokens_until_it_is_released() -> None:
     assert hold.endpoint is None
 
 
-@pytest.mark.parametrize(("streaming", "tokens"), [(True, 20), (False, 120)])
-def test_helpers_are_done_when_the_answer_begins_and_prompts_when_it_is_a_stream(streaming: bool, tokens: int) -> None:
+def test_helpers_are_done_when_the_answer_begins_and_prompts_with_the_first_token() -> None:
     store, first, second = two()
     hold = store.hold([Charge(first, 100, 20), Charge(second, 7)])
-    hold.begun(streaming)
-    hold.begun(streaming)
-    assert load_of(first, second) == [(1, tokens), (0, 0)]
+    hold.begun()
+    hold.begun()
+    assert load_of(first, second) == [(1, 120), (0, 0)]
+    hold.computed()
+    hold.computed()
+    assert load_of(first, second) == [(1, 20), (0, 0)]
     hold.release()
-    hold.begun(streaming)
+    hold.begun()
+    hold.computed()
     assert load_of(first, second) == [(0, 0), (0, 0)]
 
 
@@ -145,7 +148,8 @@ def test_flows_are_counted_apart() -> None:
     one = store.hold([Charge(first, 100), Charge(second, 7)], ("a", 1))
     other = store.hold([Charge(first, 5)], ("b", 0))
     assert first.flows == {("a", 1): FlowShare(1, 100), ("b", 0): FlowShare(1, 5)}
-    one.begun(streaming=True)
+    one.begun()
+    one.computed()
     assert first.flows[("a", 1)] == FlowShare(1, 0)
     assert second.flows == {}, "one without anything in flight is forgotten"
     one.moved(second.hostport)
@@ -170,7 +174,9 @@ def test_a_hold_follows_the_request() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["hold", "begun", "moved", "release", "gone"]), st.integers(0, 9), st.integers(0, 3000)
+            st.sampled_from(["hold", "begun", "computed", "moved", "release", "gone"]),
+            st.integers(0, 9),
+            st.integers(0, 3000),
         ),
         max_size=60,
     )
@@ -191,7 +197,9 @@ def test_counts_return_to_zero_after_any_interleaving(events: list[tuple[str, in
         elif holds:
             hold = holds[which % len(holds)]
             if what == "begun":
-                hold.begun(tokens % 2 == 0)
+                hold.begun()
+            elif what == "computed":
+                hold.computed()
             elif what == "moved":
                 hold.moved(f"10.0.0.{tokens % 5}:8000")
             else:

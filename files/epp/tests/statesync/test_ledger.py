@@ -62,7 +62,8 @@ def test_requests_of_a_peer_count(pair: tuple[Replica, Replica]) -> None:
     hold = a.store.hold([Charge(first, 100, 0), Charge(second, 7, 0)])
     a.tell(b)
     assert b.loads() == [(1, 100), (1, 7)]
-    hold.begun(streaming=True)
+    hold.begun()
+    hold.computed()
     a.tell(b)
     assert b.loads() == [(1, 0), (0, 0)]
     hold.release()

@@ -32,11 +32,15 @@ class Hold:
         """The endpoint in whose count the answer is; None once released."""
         return self._held[0][0] if self._held else None
 
-    def begun(self, streaming: bool) -> None:
-        """The answer has begun: the helpers are done; if it is a stream, the prompt is computed, too."""
+    def begun(self) -> None:
+        """The answer has begun: the helpers are done. Of the prompt that says nothing: an engine sends the headers of a
+        stream at once."""
         while len(self._held) > 1:
             self._release(*self._held.pop())
-        if streaming and self._held:
+
+    def computed(self) -> None:
+        """The first token is here, so the prompt is computed."""
+        if self._held:
             endpoint, prompt, output = self._held[0]
             self._store.computed(endpoint, prompt, self._flow)
             self._held[0] = (endpoint, 0, output)

@@ -70,8 +70,11 @@ class Scheduler(Protocol):
 class Hold(Protocol):
     """A request in the in-flight counts; see ``epp.datalayer``."""
 
-    def begun(self, streaming: bool) -> None:
+    def begun(self) -> None:
         """The answer has begun."""
+
+    def computed(self) -> None:
+        """The first token is here."""
 
     def moved(self, hostport: str) -> None:
         """It is served at another place than was meant."""
@@ -229,13 +232,17 @@ class Ticket:
             if self.on_evict is not None:
                 self.on_evict(rejection)
 
+    def first_piece(self) -> None:
+        """The first bytes of a streamed answer's body have come."""
+        self.hold.computed()
+
     def piece(self) -> None:
         """Bytes of the answer's body have come."""
         self._owner.response_piece(self.request, self.decision)
 
     def response_received(self, served: str) -> dict[str, str]:
         """The answer's headers are here; headers to set on it."""
-        self.hold.begun(self.request.stream)
+        self.hold.begun()
         return self._owner.response_received(served, self.request, self.decision)
 
     def served(self, hostport: str) -> None:

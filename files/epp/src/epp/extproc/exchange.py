@@ -214,8 +214,11 @@ class Exchange:
         if response is None or ticket is None or not ticket.open:
             return {}
         if response.size != self._size and response.status < 400:
+            streaming = response.streaming or ticket.request.stream
+            if streaming and not self._size:
+                ticket.first_piece()
             self._size = response.size
-            ticket.record.piece(response.streaming or ticket.request.stream)
+            ticket.record.piece(streaming)
             if ticket.followed:
                 ticket.piece()
         if not response.ended:

@@ -6,8 +6,8 @@ Parameters:
     outputRatio (1.5): estimated tokens of the answer per token of the prompt.
     maxEstimatedOutputTokens (none): at most so many; what the client allows (``max_tokens``) is a bound anyway.
     prefixMatchInfoProducerName: taken and not needed, since every prefix producer's word counts.
-Formula: a request adds the prompt tokens that the endpoint's prefix cache is not believed to hold, until its answer
-begins (streamed) or ends (plain), and ratio * prompt tokens until its answer ends.
+Formula: a request adds the prompt tokens that the endpoint's prefix cache is not believed to hold, until the
+first token of its answer (streamed) or its end (plain), and ratio * prompt tokens until its answer ends.
 Source: llm-d-router producer of the same type. The counts themselves are the data layer's, and are always there.
 """
 
