@@ -66,21 +66,6 @@ def role() -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-SOONEST = """\
-apiVersion: inference.networking.x-k8s.io/v1alpha1
-kind: EndpointPickerConfig
-plugins:
-- type: approx-prefix-cache-producer
-- type: token-load-scorer
-- type: max-score-picker
-schedulingProfiles:
-- name: default
-  plugins:
-  - pluginRef: token-load-scorer
-  - pluginRef: max-score-picker
-"""
-
-
 @dataclass(frozen=True)
 class Arrangement:
     """Who places requests. ``picker`` is a side of ``benchmarks.sides``; None deals them out in turn."""
@@ -102,7 +87,6 @@ ARRANGEMENTS = (
     Arrangement("ours", "ours"),
     Arrangement("ours, role's weights", "ours", role()),
     Arrangement("ours, affinity and load", "ours", SPREAD_LOAD),
-    Arrangement("ours, soonest", "ours", SOONEST),
 )
 
 
@@ -129,7 +113,6 @@ class Reading:
 def workloads(trace: Path | None) -> dict[str, Workload]:
     """By name. Pods that had to compute all prompts anew would be busy for most of the time, or not keep up."""
     found: dict[str, Workload] = {
-        "shared prefixes, 15/s": SharedPrefix(rate=15),
         "shared prefixes, 25/s": SharedPrefix(rate=25),
         "conversations": Conversations(people=300),
     }
@@ -246,7 +229,7 @@ def show(readings: Sequence[Reading]) -> None:
 def main() -> int:
     """Measure, print, keep the raw figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.placement", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="of each workload (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="of each workload (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=45.0, help="of a turn (default %(default)s)")
     parser.add_argument("--only", default="", help="only workloads whose name contains this")
     parser.add_argument("--who", nargs="+", default=[], help="only these arrangements")
@@ -264,7 +247,7 @@ def main() -> int:
     given = parser.parse_args()
     chosen = {name: each for name, each in workloads(given.trace).items() if given.only in name}
     if given.rate:
-        chosen = {f"shared prefixes, {given.rate:g}/s": SharedPrefix(given.rate, given.groups)}
+        chosen = {f"shared prefixes, {given.rate:g}/s, {given.groups} groups": SharedPrefix(given.rate, given.groups)}
     try:
         with given_servers(given.servers, given.model) if given.servers else simulated() as stage:
             known = [each for each in ARRANGEMENTS if each.picker is None or each.picker in stage.pickers]

@@ -43,10 +43,21 @@ the rounds; "cached" is the part of the prompts' tokens that was found in the ca
 configures, "affinity and load" a `prefix-cache-affinity-filter` before a `token-load-scorer`.
 """
 
+_VLLM = """\
+`python -m benchmarks.placement --servers IP:PORT ... --rate 12 --groups 40 --rounds 2 --seconds 36`, and with
+`--rate 14 --groups 120 --rounds 2 --seconds 32`
+
+Four servers of vLLM 0.26.0 that share one H200, each with a model of 2.9 billion parameters (random weights; 36 layers,
+hidden size 2048) and 8 GiB of KV cache, 233 000 tokens. The prompts of 40 groups have 480 000 tokens, those of 120 have
+1 440 000. The Go EPP takes no part: it needs a cluster. Ours is the program of the image, and reads the engines' own
+metrics pages.
+"""
+
 
 def write(folder: Path, document: Path) -> list[Path]:
     """Make the page from the ``*.json`` in ``folder``, and charts beside those; returns what was written."""
-    found = {name: json.loads(file.read_text()) for name in COMMANDS if (file := folder / f"{name}.json").exists()}
+    names = (*COMMANDS, "placement-vllm")
+    found = {name: json.loads(file.read_text()) for name in names if (file := folder / f"{name}.json").exists()}
     parts, written = [INTRODUCTION], [document]
     for name in ("datapath", "datapath-tls"):
         if name in found:
@@ -56,6 +67,7 @@ def write(folder: Path, document: Path) -> list[Path]:
             parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
     sections: dict[str, Callable[[Any], str]] = {
         "placement": placement,
+        "placement-vllm": placement_vllm,
         "scraping": scraping,
         "scale": scale,
         "replicas": replicas,
@@ -123,17 +135,27 @@ def cpu_chart(records: Sequence[Record]) -> str:
 
 def placement(record: Sequence[Record]) -> str:
     """The section about what good places are worth."""
-    head = ("", "first token, mean", "p50", "p90", "p99", "whole answer", "cached", "÷ Go: mean", "÷ Go: p90")
-    lines = ["## Placement\n", f"`{COMMANDS['placement']}`\n", _PLACEMENT]
+    return f"## Placement\n\n`{COMMANDS['placement']}`\n\n{_PLACEMENT}\n{_places(record, 'Go')}"
+
+
+def placement_vllm(record: Sequence[Record]) -> str:
+    """The section about the same with real engines; these figures cannot be had where the rest of the page is made."""
+    return f"## Placement, real vLLM\n\n{_VLLM}\n{_places(record, 'in turn')}"
+
+
+def _places(record: Sequence[Record], base: str) -> str:
+    """A table for each workload, with ratios to one arrangement."""
+    head = ("", "first token, mean", "p50", "p90", "p99", "whole answer", "cached", f"÷ {base}: mean", f"÷ {base}: p90")
+    parts = []
     for name in dict.fromkeys(each["workload"] for each in record):
         rows, own = [], [each for each in record if each["workload"] == name]
-        go = next(each for each in own if each["name"] == "Go")
+        other = next(each for each in own if each["name"] == base)
         for each in own:
             times = [f"{statistics.median(each[key]) * 1e3:.0f}" for key in ("mean", "p50", "p90", "p99", "whole")]
-            ratios = [str(ratio(each[key], go[key])) if each is not go else "" for key in ("mean", "p90")]
+            ratios = [str(ratio(each[key], other[key])) if each is not other else "" for key in ("mean", "p90")]
             rows.append([each["name"], *times, f"{statistics.median(each['hits']):.2f}", *ratios])
-        lines.append(f"{name[0].upper()}{name[1:]} ({go['requests']} requests each):\n\n{table(head, rows)}")
-    return "\n".join(lines)
+        parts.append(f"{name[0].upper()}{name[1:]} ({other['requests']} requests each):\n\n{table(head, rows)}")
+    return "\n".join(parts)
 
 
 def scraping(record: Record) -> str:

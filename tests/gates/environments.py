@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +20,6 @@ CORES = ("2.20", "2.21")
 PYTHONS = ("3.12", "3.13")
 # Modules may run on older Pythons than ansible-core itself; ansible-test looks at each of these that is there.
 MODULE_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-
-_making = threading.Lock()
 
 
 class EnvironmentMissing(Exception):
@@ -68,7 +68,7 @@ def environment(lock: str, python: str) -> Environment:
     digest = hashlib.sha256(requirements.read_bytes() + str(base).encode()).hexdigest()[:12]
     path = CACHE / "environments" / f"{lock}-py{python}"
     done = path / f".locked-{digest}"
-    with _making:
+    with _locked(CACHE / "environments"):
         if not done.exists():
             shutil.rmtree(path, ignore_errors=True)
             _run("uv", "venv", "--quiet", "--no-python-downloads", "--python", str(base), str(path))
@@ -76,6 +76,15 @@ def environment(lock: str, python: str) -> Environment:
             _run("uv", "pip", "sync", "--quiet", *target, "--require-hashes", str(requirements))
             done.touch()
     return Environment(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else makes environments meanwhile: neither another thread nor another process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _run(*command: str) -> None:
