@@ -4,11 +4,15 @@ out in turn, before the same model servers, under the same requests.
 
 ``python -m benchmarks.placement --help``. The model servers are simulated (``tests/sim``): vLLM's scheduler and prefix
 cache with the times of a 32B model, each with 307 000 tokens of KV cache, in real time. Requests come when they are
-due, whatever has become of those before. In every round each arrangement sees the same requests, with texts of its own
-and empty caches; pickers are started for their turn, so that they know nothing either. The first part of a turn fills
-the caches and does not count.
+due, whatever has become of those before. In every round each arrangement sees the same requests, with texts of its own,
+so that nothing of them is in any cache; pickers are started for their turn, so that they know nothing either. The first
+part of a turn fills the caches and does not count.
 
-Exit status: 0 done, 1 when requests were refused.
+``--servers`` compares, without a cluster, our EPP with turns on servers that are there: vLLM with
+``--enable-prompt-tokens-details``, or another one that tells how much of a prompt was cached. ``BENCH_OURS=ours`` runs
+the EPP's sources in place of its image, which needs root.
+
+Exit status: 0 done, 1 when requests were refused, 2 when nothing could be measured.
 """
 
 from __future__ import annotations
@@ -178,14 +182,16 @@ def turn(stage: Stage, arrangement: Arrangement, asks: Sequence[Ask]) -> list[re
 
 
 def note(reading: Reading, answers: Sequence[replay.Answer]) -> None:
-    """Take one turn's answers into the figures."""
+    """Take one turn's answers into the figures. Raises RigError without any."""
     good = [each for each in answers if each.last < float("inf")]
+    if not good:
+        raise rig.RigError(f"of {len(answers)} requests none was answered; is the model called otherwise (--model)?")
     first = [each.first for each in good]
     reading.mean.append(statistics.fmean(first))
     for percent, values in ((50, reading.p50), (90, reading.p90), (99, reading.p99)):
         values.append(percentile(first, percent))
     reading.whole.append(statistics.fmean(each.last for each in good))
-    reading.hits.append(sum(each.cached for each in good) / sum(each.tokens for each in good))
+    reading.hits.append(sum(each.cached for each in good) / max(1, sum(each.tokens for each in good)))
     reading.requests += len(answers)
     reading.refused += len(answers) - len(good)
 
@@ -255,8 +261,8 @@ def main() -> int:
             if not chosen or not arrangements:
                 parser.error("nothing is left of the workloads, or of the arrangements")
             readings = run(stage, chosen, arrangements, given.rounds, given.seconds)
-    except WorkloadError as error:
-        parser.error(str(error))
+    except (WorkloadError, rig.RigError) as error:
+        parser.exit(2, f"error: {error}\n")
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps([asdict(each) for each in readings], indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import placement, replay
+from benchmarks.rig import RigError
 from benchmarks.workloads import Ask, Conversations, Mooncake, SharedPrefix, Workload, WorkloadError, text
 
 TRACE = [
@@ -133,6 +134,8 @@ def test_a_refusal_is_no_answer() -> None:
     reading = placement.Reading("w", "n")
     placement.note(reading, [refused, replay.Answer(0.0, 0.5, 1.0, 100, 40)])
     assert (reading.requests, reading.refused, reading.mean, reading.hits) == (2, 1, [0.5], [0.4])
+    with pytest.raises(RigError, match="of 1 requests none was answered"):
+        placement.note(reading, [refused])
 
 
 def test_the_roles_weights_are_those_that_it_has() -> None:
