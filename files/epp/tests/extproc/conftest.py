@@ -20,7 +20,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
 from epp.datalayer.store import Datastore
 from epp.extproc import Director, DirectorOptions
 from epp.extproc.messages import BodyMode
-from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
 
 JSON_POST = {":method": "POST", ":path": "/v1/completions", "content-type": "application/json"}
 
@@ -100,6 +100,10 @@ class Wire:
         return b"".join(piece.body for piece in pieces), [piece.end_of_stream for piece in pieces]
 
 
+PROMPT_TOKENS = 70
+"""What every prompt counts as."""
+
+
 class FakeScheduler:
     """Sends everything to the last candidate, and remembers what it was told."""
 
@@ -124,7 +128,9 @@ class FakeScheduler:
             raise Rejection(503, "ServiceUnavailable", message, "rejected-no-endpoints")
         self.seen.append(request)
         self.prompts.append(request.prompt)
-        return Decision((candidates[-1],), {each.hostport: 0.5 for each in candidates}, headers=dict(self.headers))
+        scores = {each.hostport: 0.5 for each in candidates}
+        charges = (Charge(candidates[-1], prompt_tokens=PROMPT_TOKENS),)
+        return Decision((candidates[-1],), scores, charges=charges, headers=dict(self.headers))
 
     async def prepare(self, request: InferenceRequest, candidates: Sequence[Endpoint]) -> None:
         raise AssertionError("nobody asks")
@@ -179,6 +185,10 @@ class Rooms:
     @property
     def inflight(self) -> list[int]:
         return [endpoint.inflight for endpoint in self.endpoints]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [endpoint.inflight_tokens for endpoint in self.endpoints]
 
 
 @pytest.fixture

@@ -56,6 +56,37 @@ def test_a_whole_exchange(rooms: Any, wire: Any) -> None:
     assert service.streams == 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        (b'{"model": "llama", "prompt": "hi", "stream": true}', "text/event-stream"),
+        (BODY, "text/event-stream"),
+        (BODY, "application/json"),
+    ],
+)
+def test_a_streams_prompt_is_computed_when_its_first_token_is_here(
+    rooms: Any, wire: Any, asked: bytes, kind: str
+) -> None:
+    """Not with the headers: engines send those as soon as they have understood the request."""
+    _, exchange = opened(rooms)
+    send(exchange, wire.headers(), wire.body(asked))
+    assert rooms.tokens == [0, 70]
+    send(exchange, wire.answer(content_type=kind), wire.answer_body(b"", end=False))
+    assert rooms.tokens == [0, 70]
+    send(exchange, wire.answer_body(b"data: {}", end=False), wire.answer_body(b"data: {}", end=False))
+    assert rooms.tokens == ([0, 70] if kind == "application/json" else [0, 0])
+    send(exchange, wire.answer_body(b"data: [DONE]"))
+    assert (rooms.tokens, rooms.inflight) == ([0, 0], [0, 0])
+
+
+def test_a_prompt_weighs_until_the_end_of_an_answer_that_nobody_sees(rooms: Any, wire: Any) -> None:
+    _, exchange = opened(rooms)
+    send(exchange, wire.headers(), wire.body(BODY), wire.answer(content_type="text/event-stream"))
+    assert (rooms.tokens, rooms.inflight) == ([0, 70], [0, 1])
+    exchange.close("OK")
+    assert (rooms.tokens, rooms.inflight) == ([0, 0], [0, 0])
+
+
 def test_what_is_told_of_an_answer_comes_with_its_end(rooms: Any, wire: Any) -> None:
     _, exchange = opened(rooms)
     out = send(exchange, wire.headers(), wire.body(BODY.replace(b"llama", b"reports")), wire.answer())
