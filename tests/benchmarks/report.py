@@ -29,18 +29,19 @@ COMMANDS = {
 INTRODUCTION = """\
 # What the endpoint picker costs
 
-`make bench` printed every figure here, and wrote this page; `make bench-quick` repeats what has bounds. The EPP of this
-repository and the Go EPP of GAIE v1.3.0 (built from its module) ran side by side, in turns, with the same scorers
-(queue, KV cache, prefix cache), endpoints and load, behind the same Envoy. The machine is small and shared: times are
-of little worth, and ratios are what counts: ours ÷ Go, with the 95 % confidence interval over the rounds. The raw
-figures lie in `performance/`.
+`make bench` printed every figure here but those of real vLLM, and wrote this page; `make bench-quick` repeats what has
+bounds of the data path. The EPP of this repository and the Go EPP of GAIE v1.3.0 (built from its module) ran side by
+side, in turns, with the same scorers (queue, KV cache, prefix cache), endpoints and load, behind the same Envoy. The
+machine is small and shared: times are of little worth, and ratios are what counts: ours ÷ Go, with the 95 % confidence
+interval over the rounds. The raw figures lie in `performance/`.
 """
 
 _PLACEMENT = """\
 Eight simulated model servers with vLLM's scheduler and prefix cache, the times of a 32B model (20 000 tokens of prompts
 a second) and 307 000 tokens of KV cache each. Requests come when they are due; times are in milliseconds, medians over
 the rounds; "cached" is the part of the prompts' tokens that was found in the cache. "Role" is what the role `epp`
-configures, "affinity and load" a `prefix-cache-affinity-filter` before a `token-load-scorer`.
+configures, "affinity and load" a `prefix-cache-affinity-filter` before a `token-load-scorer`. Recorded conversations
+are the first minutes of Mooncake's trace, whose file `PLACEMENT_TRACE` names; answers are cut at 100 tokens.
 """
 
 _VLLM = """\
