@@ -101,7 +101,7 @@ lab-up: env ## A real single-node Kubernetes on this machine, with the images lo
 lab-down: env ## Stop it, and leave nothing behind
 	@python -m lab down
 
-bench: env ## The EPP against the Go EPP: data path, scraping, scale; rewrites docs/performance.md (an hour)
+bench: env ## The EPP against the Go EPP: data path, placement, scraping, scale; rewrites docs/performance.md (an hour and a half)
 	@python -m target up
 	@python -m target run python -m benchmarks $(ARGS)
 

@@ -38,7 +38,7 @@ PODS = 8
 REFERENCE = "go"
 WARM_UP = 0.4
 """The part of a turn that does not count."""
-SPREAD_LOAD = """\
+AFFINITY_AND_LOAD = """\
 apiVersion: inference.networking.x-k8s.io/v1alpha1
 kind: EndpointPickerConfig
 plugins:
@@ -53,12 +53,12 @@ schedulingProfiles:
   - pluginRef: token-load-scorer
   - pluginRef: max-score-picker
 """
-SCORERS = rig.REPOSITORY / "roles" / "epp" / "defaults" / "main.yml"
+DEFAULTS = rig.REPOSITORY / "roles" / "epp" / "defaults" / "main.yml"
 
 
 def role() -> str:
-    """What the role ``epp`` configures by itself."""
-    weights = yaml.safe_load(SCORERS.read_text(encoding="utf-8"))["epp_scorers"]
+    """The scorers of the role ``epp`` with the weights that it gives them by itself."""
+    weights = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))["epp_scorers"]
     plugins = {f"{name.replace('_', '-')}-scorer": weight for name, weight in weights.items()}
     named = [{"pluginRef": name, "weight": weight} for name, weight in plugins.items()]
     config = {
@@ -90,7 +90,7 @@ ARRANGEMENTS = (
     Arrangement("Go", REFERENCE),
     Arrangement("ours", "ours"),
     Arrangement("ours, role's weights", "ours", role()),
-    Arrangement("ours, affinity and load", "ours", SPREAD_LOAD),
+    Arrangement("ours, affinity and load", "ours", AFFINITY_AND_LOAD),
 )
 
 
@@ -164,9 +164,7 @@ def given_servers(hostports: Sequence[str], model: str) -> Iterator[Stage]:
 
         @contextlib.contextmanager
         def picker(arrangement: Arrangement) -> Iterator[int]:
-            flags = [f"--endpoints-file={file}", "--secure-serving=false", *arrangement.flags]
-            with rig.epp(*flags, image=rig.OURS == "image") as epp:
-                epp.process.wait_for(lambda: rig.fetch(f"http://127.0.0.1:{epp.metrics_port}/healthz") == b"ok\n")
+            with rig.serving(file, *arrangement.flags) as epp:
                 yield epp.grpc_port
 
         yield Stage(hostports, picker, ("ours",), model)

@@ -113,9 +113,9 @@ def connectable(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def fetch(url: str, data: bytes | None = None) -> bytes:
-    """Body of a GET, of a POST when there is something to send; OSError (URLError, HTTPError) when it fails."""
-    with urllib.request.urlopen(url, data, timeout=5) as response:
+def fetch(url: str) -> bytes:
+    """Body of a GET; OSError (URLError, HTTPError) when it fails."""
+    with urllib.request.urlopen(url, timeout=5) as response:
         body: bytes = response.read()
         return body
 
@@ -172,6 +172,14 @@ def epp(*flags: str, ports: tuple[int, int, int] | None = None, image: bool = Fa
         raise
     finally:
         process.close()
+
+
+@contextlib.contextmanager
+def serving(endpoints: Path, *flags: str) -> Iterator[Epp]:
+    """The EPP as OURS says, in plaintext, with the endpoints of a file; it serves with all that it has."""
+    with epp(f"--endpoints-file={endpoints}", "--secure-serving=false", *flags, image=OURS == "image") as found:
+        found.process.wait_for(lambda: fetch(f"http://127.0.0.1:{found.metrics_port}/healthz") == b"ok\n")
+        yield found
 
 
 def write_endpoints(path: Path, hostports: Sequence[str]) -> Path:

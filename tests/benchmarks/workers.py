@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -127,16 +127,6 @@ def busy_seconds() -> float:
     return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-@contextlib.contextmanager
-def picker(endpoints: Path, workers: int) -> Iterator[rig.Epp]:
-    """One that serves with all its workers."""
-    with rig.epp(
-        f"--endpoints-file={endpoints}", "--secure-serving=false", f"--workers={workers}", image=rig.OURS == "image"
-    ) as epp:
-        epp.process.wait_for(lambda: rig.fetch(f"http://127.0.0.1:{epp.metrics_port}/healthz") == b"ok\n")
-        yield epp
-
-
 def load(epps: Sequence[rig.Epp], deciding: int, source: Conversations, seconds: float) -> direct.Result:
     """So many processes that decide get as many streams each."""
     ports = [epp.grpc_port for epp in epps]
@@ -167,7 +157,7 @@ def run(endpoints: Path, rounds: int, seconds: float, size: int) -> list[Reading
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         pairs = [
-            (reading, [enter(picker(endpoints, reading.workers)) for _ in range(reading.pickers)])
+            (reading, [enter(rig.serving(endpoints, f"--workers={reading.workers}")) for _ in range(reading.pickers)])
             for reading in readings
         ]
         for reading, epps in pairs:
