@@ -60,12 +60,12 @@ def write(folder: Path, document: Path) -> list[Path]:
     names = (*COMMANDS, "placement-vllm")
     found = {name: json.loads(file.read_text()) for name in names if (file := folder / f"{name}.json").exists()}
     parts, written = [INTRODUCTION], [document]
-    for name in ("datapath", "datapath-tls"):
+    for name, draw in CHARTS.items():
         if name in found:
             picture = folder / f"{name}.svg"
-            picture.write_text(cpu_chart(found[name]))
+            picture.write_text(draw(found[name]), encoding="utf-8")
             written.append(picture)
-            parts.append(datapath(name, found[name], picture.relative_to(document.parent)))
+    parts += [datapath(name, found[name]) for name in ("datapath", "datapath-tls") if name in found]
     sections: dict[str, Callable[[Any], str]] = {
         "placement": placement,
         "placement-vllm": placement_vllm,
@@ -86,10 +86,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
-def datapath(name: str, records: Sequence[Record], picture: Path) -> str:
+def datapath(name: str, records: Sequence[Record]) -> str:
     """The data path's section."""
     tls = "TLS" if records[0]["tls"] else "plaintext"
-    lines = [f"## Data path, {tls}\n", f"`{COMMANDS[name]}`\n", f"![CPU per request]({picture})\n"]
+    lines = [f"## Data path, {tls}\n", f"`{COMMANDS[name]}`\n", f"![CPU per request](performance/{name}.svg)\n"]
     compared = [each for each in records if each["ratios"]]
     lines += ["Ours ÷ Go; bounds in brackets:\n", table(("", *HEADINGS), [_compared(each) for each in compared])]
     head = ("", "side", "CPU µs", "Envoy CPU µs", "p50 ms", "p90 ms", "p99 ms", "requests/s")
@@ -134,28 +134,52 @@ def cpu_chart(records: Sequence[Record]) -> str:
     return chart("CPU of the endpoint picker per request", f"medians and extremes of the rounds; {tls}", groups, "µs")
 
 
+def first_token_chart(records: Sequence[Record]) -> str:
+    """The mean time to the first token, a group of bars per workload."""
+    groups = []
+    for workload in dict.fromkeys(each["workload"] for each in records):
+        own = [each for each in records if each["workload"] == workload]
+        bars = []
+        for each in own:
+            values = [value * 1e3 for value in each["mean"]]
+            bars.append(Bar(each["name"], _SERIES[each["name"]], statistics.median(values), min(values), max(values)))
+        groups.append((workload, bars))
+    return chart("Time to the first token", "mean; median and extremes of the rounds", groups, "ms")
+
+
+_SERIES = {"in turn": 2, "Go": 1, "ours": 0, "ours, role's weights": 0, "ours, affinity and load": 3}
+"""Colours of the arrangements of ``benchmarks.placement``."""
+CHARTS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "datapath": cpu_chart,
+    "datapath-tls": cpu_chart,
+    "placement": first_token_chart,
+    "placement-vllm": first_token_chart,
+}
+
+
 def placement(record: Sequence[Record]) -> str:
     """The section about what good places are worth."""
-    return f"## Placement\n\n`{COMMANDS['placement']}`\n\n{_PLACEMENT}\n{_places(record, 'Go')}"
+    lines = ["## Placement\n", f"`{COMMANDS['placement']}`\n", _PLACEMENT, _places("placement", record, "Go")]
+    return "\n".join(lines)
 
 
 def placement_vllm(record: Sequence[Record]) -> str:
     """The section about the same with real engines; these figures cannot be had where the rest of the page is made."""
-    return f"## Placement, real vLLM\n\n{_VLLM}\n{_places(record, 'in turn')}"
+    return "\n".join(["## Placement, real vLLM\n", _VLLM, _places("placement-vllm", record, "in turn")])
 
 
-def _places(record: Sequence[Record], base: str) -> str:
-    """A table for each workload, with ratios to one arrangement."""
+def _places(name: str, record: Sequence[Record], base: str) -> str:
+    """The chart, and a table for each workload, with ratios to one arrangement."""
     head = ("", "first token, mean", "p50", "p90", "p99", "whole answer", "cached", f"÷ {base}: mean", f"÷ {base}: p90")
-    parts = []
-    for name in dict.fromkeys(each["workload"] for each in record):
-        rows, own = [], [each for each in record if each["workload"] == name]
+    parts = [f"![Time to the first token](performance/{name}.svg)\n"]
+    for workload in dict.fromkeys(each["workload"] for each in record):
+        rows, own = [], [each for each in record if each["workload"] == workload]
         other = next(each for each in own if each["name"] == base)
         for each in own:
             times = [f"{statistics.median(each[key]) * 1e3:.0f}" for key in ("mean", "p50", "p90", "p99", "whole")]
             ratios = [str(ratio(each[key], other[key])) if each is not other else "" for key in ("mean", "p90")]
             rows.append([each["name"], *times, f"{statistics.median(each['hits']):.2f}", *ratios])
-        parts.append(f"{name[0].upper()}{name[1:]} ({other['requests']} requests each):\n\n{table(head, rows)}")
+        parts.append(f"{workload[0].upper()}{workload[1:]} ({other['requests']} requests each):\n\n{table(head, rows)}")
     return "\n".join(parts)
 
 

@@ -125,6 +125,8 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert (
         "| ours | 250 | 250 | 250 | 250 | 250 | 0.25 | 0.50 (0.50 to 0.50) | 0.50 (0.50 to 0.50) |" in page.read_text()
     )
+    assert ">ours, affinity and load<" not in (drawn := (tmp_path / "performance" / "placement.svg").read_text())
+    assert ">Go<" in drawn
     assert "<svg" in (tmp_path / "performance" / "datapath.svg").read_text()
 
 
