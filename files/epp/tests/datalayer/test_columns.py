@@ -25,6 +25,9 @@ def check(store: Datastore) -> None:
     assert isinstance(found, Candidates) == (len(store.endpoints()) >= LARGE)
     assert found == looked
     assert load.all_waiting(found) == [load.waiting(each) for each in looked]
+    if isinstance(found, Candidates):
+        assert found.waiting().tolist() == load.all_waiting(looked)
+        assert found.kv_free().tolist() == load.all_kv_free(looked)
     assert load.all_kv_free(found) == [1.0 - load.kv_usage(each) for each in looked]
 
 
@@ -70,7 +73,8 @@ def test_values_of_few_and_of_many(holders: int) -> None:
     values = {endpoint: 0.5 + number for number, endpoint in enumerate([refusing, *reversed(others)][:holders])}
     endpoints = store.standing()
     expected = [values.get(endpoint, 0.0) for endpoint in endpoints]
-    assert load.spread(values, endpoints) == expected
+    assert isinstance(endpoints, Candidates)
+    assert endpoints.spread(values).tolist() == expected
     assert load.spread(values, list(endpoints)) == expected
 
 

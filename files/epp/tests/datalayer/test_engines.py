@@ -13,7 +13,7 @@ from epp.config import ConfigError, load, scrape_options
 from epp.datalayer import load as loads
 from epp.datalayer.exposition import SCAN_SECONDS, MetricSpec, PageReader
 from epp.datalayer.mapping import ENGINES, Mapper, NoMetrics, Place
-from epp.datalayer.scrape import FRESH, LONGEST, READS_BUSY, READS_IDLE, Pace, ScrapeOptions
+from epp.datalayer.scrape import FRESH, LONGEST, READS_BUSY, READS_IDLE, READS_MOST, Pace, ScrapeOptions
 from epp.model import Endpoint, EndpointMetrics
 
 FIGURES = Figures(waiting=3, running=5, kv=0.25, block_size=32, blocks=777, ran=1_000_000)
@@ -208,9 +208,9 @@ class TestPace:
         assert [self.pace(n).quiet(100.0) for n in (1, 100, 300, 9000)] == [1.0, 1.0, 300 / READS_IDLE, LONGEST]
 
     def test_in_a_pool_with_traffic_none_is_older_than_a_second(self) -> None:
-        pace = self.pace(9000)
+        pace = self.pace(int(FRESH * READS_MOST))
         pace.active_at = 100.0
-        assert pace.quiet(101.0) == FRESH
+        assert pace.quiet(101.0) == FRESH < 1.0
         assert pace.quiet(103.0) == LONGEST
 
     def test_an_interval_of_ones_own(self) -> None:

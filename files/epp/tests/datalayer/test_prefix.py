@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +88,7 @@ def test_capacity_forgets_the_oldest_and_ends_before_beginnings() -> None:
     assert len(index) == 2
 
 
-def test_what_is_used_again_and_again_is_new_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_used_again_and_again_is_new_once_an_era(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     index, pod, capacity = PrefixIndex(), PODS[0], 16 * PERIODS
@@ -94,11 +96,22 @@ def test_what_is_used_again_and_again_is_new_once_a_period(monkeypatch: pytest.M
     assert index.add(pod, [1, 2], capacity) == []
     assert index.add(pod, [1, 2, 3], capacity) == [3]
     assert index.add(PODS[1], [1, 3], capacity) == [1, 3], "each endpoint by itself"
-    assert index.add(pod, list(range(10, 23)), capacity) == list(range(10, 23))
-    assert index.add(pod, [1, 2, 4], capacity) == [1, 2, 4], "a sixteenth of what there is room for is new"
-    assert index.add(pod, [1, 2, 4], capacity) == []
-    now += PERIOD_SECONDS
-    assert index.add(pod, [1, 2, 4], capacity) == [1, 2, 4]
+    told = []
+    for period in range(4 * PERIODS):
+        # A sixteenth of what there is room for is new: a period is over.
+        first = 100 + 16 * period
+        assert index.add(pod, list(range(first, first + 16)), capacity) == list(range(first, first + 16))
+        news = index.add(pod, [1, 2, 3], capacity)
+        assert news in ([], [1, 2, 3])
+        assert index.add(pod, [1, 2, 3], capacity) == []
+        told += [period] if news else []
+    assert len(told) == PERIODS
+    assert {later - before for before, later in pairwise(told)} == {4}
+    assert index.match([1, 2, 3], PODS) == {pod: 3, PODS[1]: 1}
+    for _ in range(4):
+        now += PERIOD_SECONDS
+        told += index.add(pod, [1, 2, 3], capacity)
+    assert told[PERIODS:] == [1, 2, 3], "and if nothing is new, after so many seconds"
 
 
 def test_what_is_used_again_and_again_stays() -> None:

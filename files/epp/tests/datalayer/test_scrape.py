@@ -15,7 +15,7 @@ from epp.datalayer import Datastore, ScrapeOptions, Scraper, load
 from epp.datalayer.exposition import MetricSpec
 from epp.datalayer.http import GetClient, HttpError, Refused
 from epp.datalayer.mapping import CustomMetric, EngineMetrics, Mapper
-from epp.datalayer.scrape import AT_ONCE, FRESH, Pace
+from epp.datalayer.scrape import AT_ONCE, FRESH, READS_MOST, Pace
 from epp.model import Endpoint
 
 PAGE = "vllm:num_requests_waiting 2\nvllm:num_requests_running 1\nvllm:kv_cache_usage_perc 0.5\n"
@@ -332,10 +332,20 @@ def test_readings_that_come_together_are_spread() -> None:
     pace = Pace(ScrapeOptions())
     pace.endpoints = 5000
     waits = [pace.turn(100.0) for _ in range(5000)]
-    assert waits[:AT_ONCE] == [0.0] * AT_ONCE
+    assert waits[:AT_ONCE] == pytest.approx([0.0] * AT_ONCE)
     assert waits == sorted(waits)
-    assert 0.5 < waits[-1] < FRESH, "all have had their turn before the first is due again"
-    assert pace.turn(101.0) == 0.0, "and then nobody waits"
+    assert 1.5 < waits[-1] < 5000 / READS_MOST, "all have had their turn before the first is due again"
+    assert pace.turn(102.5) == 0.0, "and then nobody waits"
+
+
+def test_no_more_pages_are_read_than_a_picker_bears() -> None:
+    pace = Pace(ScrapeOptions())
+    pods = [Endpoint(f"p{number}", "", "p", f"10.0.{number // 250}.{number % 250}", 8000) for number in range(5000)]
+    for endpoints, all_busy, idle in ((10, 0.05, FRESH), (100, 0.2, FRESH), (1000, FRESH, FRESH), (5000, 2.5, 2.5)):
+        pace.endpoints, pace.active_at = endpoints, 100.0
+        for pod in pods[:endpoints]:
+            busy = pace.hot(pod)
+        assert (busy, pace.quiet(101.0)) == pytest.approx((all_busy, idle))
 
 
 async def test_an_answer_that_does_not_come() -> None:

@@ -19,7 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 
+import numpy as np
+from numpy.typing import NDArray
+
 from epp.model import Endpoint
+
+type Column = NDArray[np.float64]
+"""A figure of each endpoint, in the endpoints' order."""
+type Counts = NDArray[np.int64]
+"""The same in whole numbers."""
 
 CACHE_TOKENS = 500_000
 """Tokens of a KV cache of unknown size: what one GPU with 80 GB holds for a model of some 8 billion parameters. It
@@ -27,17 +35,17 @@ only has to tell apart endpoints that were sent different amounts, until their m
 
 
 class Known(list[Endpoint]):
-    """Endpoints whose load somebody keeps at hand."""
+    """Endpoints whose load somebody keeps at hand. What it hands out is not to be written to."""
 
-    def waiting(self) -> list[int]:
+    def waiting(self) -> Counts:
         """:func:`waiting` of each."""
         raise NotImplementedError
 
-    def kv_free(self) -> list[float]:
+    def kv_free(self) -> Column:
         """What :func:`kv_usage` leaves of each."""
         raise NotImplementedError
 
-    def spread(self, values: Mapping[Endpoint, float]) -> list[float]:
+    def spread(self, values: Mapping[Endpoint, float]) -> Column:
         """The value of each, 0 for those that have none."""
         raise NotImplementedError
 
@@ -55,7 +63,8 @@ def waiting(endpoint: Endpoint) -> int:
 def all_waiting(endpoints: Iterable[Endpoint]) -> list[int]:
     """:func:`waiting` of each, without a call for each."""
     if isinstance(endpoints, Known):
-        return endpoints.waiting()
+        counts: list[int] = endpoints.waiting().tolist()
+        return counts
     return [
         (metrics.waiting + endpoint.unseen if metrics.waiting > 0 else 0)
         if metrics.updated_at and metrics.reports_waiting
@@ -87,7 +96,8 @@ def kv_usage(endpoint: Endpoint) -> float:
 def all_kv_free(endpoints: Iterable[Endpoint]) -> list[float]:
     """What :func:`kv_usage` leaves of each, without a call for each."""
     if isinstance(endpoints, Known):
-        return endpoints.kv_free()
+        free: list[float] = endpoints.kv_free().tolist()
+        return free
     return [
         1.0 - (kv_usage(endpoint) if endpoint.unseen_tokens else endpoint.metrics.kv_cache_usage)
         for endpoint in endpoints
@@ -95,9 +105,7 @@ def all_kv_free(endpoints: Iterable[Endpoint]) -> list[float]:
 
 
 def spread(values: Mapping[Endpoint, float], endpoints: Sequence[Endpoint]) -> list[float]:
-    """The value of each, 0 for those that have none; where these are many, they are not asked one by one."""
-    if isinstance(endpoints, Known) and 2 * len(values) < len(endpoints):
-        return endpoints.spread(values)
+    """The value of each, 0 for those that have none."""
     return list(map(values.get, endpoints, repeat(0.0)))
 
 

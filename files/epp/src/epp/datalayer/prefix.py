@@ -32,8 +32,11 @@ TOP = 3
 """How often blocks double: the largest are eight plain ones."""
 PERIODS = 16
 """An endpoint's blocks are of as many ages: what was used in the same sixteenth of them counts as equally old."""
-PERIOD_SECONDS = 10.0
+PERIOD_SECONDS = 2.5
 """No period is longer, so that peers which missed something hear of it again."""
+_ERA = 2
+"""Periods whose numbers differ in no more than so many lowest bits are one era: peers hear of what is used again and
+again once in each, four times in the life of a block. To learn it costs them as much as a new one."""
 _LEVEL_AT = 62
 _LARGE = 1 << _LEVEL_AT
 """Hashes from here on stand for more than one plain block."""
@@ -151,7 +154,7 @@ class PrefixIndex:
         """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
 
         The prompt's end becomes older than its beginning: without its beginning, an end could never match. No hash may
-        be there twice. Returns the hashes that are new there, or have not been used in this period before.
+        be there twice. Returns those that peers should hear of: new there, or not used in this era before.
         """
         slot = self._slots.number(endpoint)
         if slot == len(self._caches):
@@ -165,22 +168,26 @@ class PrefixIndex:
             cache.ends = now + PERIOD_SECONDS
         blocks = cache.blocks
         mark: Any = cache.period
+        era: Any = mark >> _ERA
         used: list[Any] = []
         fresh: list[Any] = []
+        news: list[Any] = []
         numbers: list[Any] = list(hashes)
         for number in numbers:
             age: Any = blocks.get(number)
             if age is None:
                 fresh.append(number)
+                news.append(number)
             elif age == mark:
                 continue
             else:
                 del blocks[number]
+                if age >> _ERA != era:
+                    news.append(number)
             used.append(number)
         used.reverse()
         for number in used:
             blocks[number] = mark
-        used.reverse()
         if fresh:
             for number in fresh:
                 known: Any = holders.get(number)
@@ -192,7 +199,7 @@ class PrefixIndex:
             if cache.filled > capacity:
                 # Some more than need be: to find the oldest, a dictionary is gone through past all that was there.
                 self._shrink(slot, capacity - capacity // SPARE)
-        return used
+        return news
 
     def _shrink(self, slot: int, capacity: int) -> None:
         """Forget the oldest blocks of an endpoint."""

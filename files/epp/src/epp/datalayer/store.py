@@ -49,6 +49,8 @@ class Datastore:
         """What peers are told, if there are any."""
         self._endpoints: tuple[Endpoint, ...] = ()
         self._columns: Columns | None = None
+        self._places: dict[str, Endpoint] | None = None
+        """Endpoints by ``hostport``, once somebody has asked."""
         self._unseen: dict[Endpoint, deque[tuple[float, int]]] = {}
         self._added: list[Callable[[Endpoint], None]] = []
         self._removed: list[Callable[[Endpoint], None]] = []
@@ -113,7 +115,7 @@ class Datastore:
         for endpoint in fresh:
             self._unseen[endpoint] = deque(maxlen=MAX_UNSEEN)
         self._endpoints = tuple(kept)
-        self._columns = None
+        self._columns = self._places = None
         self.synced = True
         for endpoint in known.values():
             self._unseen.pop(endpoint, None)
@@ -211,7 +213,9 @@ class Datastore:
 
     def at(self, hostport: str) -> Endpoint | None:
         """The endpoint of that name on the wire; None for a place that is not of this pool."""
-        return next((endpoint for endpoint in self._endpoints if endpoint.hostport == hostport), None)
+        if self._places is None:
+            self._places = {endpoint.hostport: endpoint for endpoint in self._endpoints}
+        return self._places.get(hostport)
 
     def observed(self, endpoint: Endpoint, metrics: EndpointMetrics, asked_at: float) -> None:
         """Take over a new reading, asked for at ``asked_at`` (monotonic seconds). For the scraper."""

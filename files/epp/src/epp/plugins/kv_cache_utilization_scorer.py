@@ -22,3 +22,7 @@ class KVCacheUtilizationScorer(Scorer):
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
         return load.all_kv_free(endpoints)
+
+    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column:
+        """See the module."""
+        return endpoints.kv_free()

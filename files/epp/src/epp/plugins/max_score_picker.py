@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from epp.datalayer.load import Column
 from epp.model import Endpoint
 from epp.scheduling.api import Context, Picker, param
+from epp.scheduling.sums import best
 from epp.scheduling.totals import highest
 
 
@@ -37,9 +39,15 @@ class MaxScorePicker(Picker):
     def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
         """See the module."""
         if self._count == 1:
-            ties = highest(scores)
-            return [endpoints[ties[0] if len(ties) == 1 else self._rng.choice(ties)]]
+            return self._one_of(endpoints, highest(scores))
         rated = list(zip(endpoints, scores, strict=True))
         self._rng.shuffle(rated)
         rated.sort(key=lambda pair: -pair[1])
         return [endpoint for endpoint, _ in rated[: self._count]]
+
+    def pick_of_column(self, endpoints: list[Endpoint], scores: Column) -> list[Endpoint]:
+        """See the module."""
+        return self._one_of(endpoints, best(scores)) if self._count == 1 else self.pick(endpoints, scores.tolist())
+
+    def _one_of(self, endpoints: list[Endpoint], ties: list[int]) -> list[Endpoint]:
+        return [endpoints[ties[0] if len(ties) == 1 else self._rng.choice(ties)]]

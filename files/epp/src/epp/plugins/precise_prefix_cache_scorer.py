@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from epp.datalayer.load import Column, Known
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.precise_prefix_cache_producer import (
     PrecisePrefixCacheProducer,
     PrecisePrefixCacheProducerParameters,
 )
-from epp.plugins.prefixes import match_of, shares
+from epp.plugins.prefixes import match_of, shares, shares_column
 from epp.scheduling.api import PREFIX_MATCH, Context, Scorer, param
 
 
@@ -43,3 +44,7 @@ class PrecisePrefixCacheScorer(Scorer):
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
         return shares(match_of(request, self._key), endpoints)
+
+    def column(self, request: InferenceRequest, endpoints: Known) -> Column:
+        """See the module."""
+        return shares_column(match_of(request, self._key), endpoints)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer, Geometry
-from epp.plugins.prefixes import match_of, shares
+from epp.plugins.prefixes import match_of, shares, shares_column
 from epp.scheduling.api import BYTES_PER_TOKEN, PREFIX_MATCH, Context, PrefixMatch, Producer, Scorer, param
 
 
@@ -102,6 +102,10 @@ class PrefixCacheScorer(Scorer):
             return [0.0] * len(endpoints)
         held = match.blocks if match.weights is None else match.weights
         return load.spread({endpoint: self._rate(match, blocks) for endpoint, blocks in held.items()}, endpoints)
+
+    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column | None:
+        """See the module."""
+        return shares_column(match_of(request, self._key), endpoints) if self._weight == 0.0 else None
 
     def _rate(self, match: PrefixMatch, blocks: float) -> float:
         share = blocks / match.total

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
@@ -32,6 +34,13 @@ def shares(match: PrefixMatch | None, endpoints: list[Endpoint]) -> list[float]:
         return [0.0] * len(endpoints)
     total, blocks = match.total, match.blocks if match.weights is None else match.weights
     return load.spread({endpoint: held / total for endpoint, held in blocks.items()}, endpoints)
+
+
+def shares_column(match: PrefixMatch | None, endpoints: load.Known) -> load.Column:
+    """The same in an array."""
+    if match is None or not match.blocks or not match.hashes:
+        return np.zeros(len(endpoints))
+    return endpoints.spread(match.blocks if match.weights is None else match.weights) / match.total
 
 
 def uncached_tokens(request: InferenceRequest, endpoints: list[Endpoint]) -> list[int]:

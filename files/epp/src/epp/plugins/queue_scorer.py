@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from epp.datalayer import load
 from epp.model import Endpoint, InferenceRequest
-from epp.plugins.formulas import fewest_first
+from epp.plugins.formulas import fewest_first, fewest_first_column
 from epp.scheduling.api import Scorer
 
 
@@ -23,3 +23,7 @@ class QueueScorer(Scorer):
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
         return fewest_first(load.all_waiting(endpoints))
+
+    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column:
+        """See the module."""
+        return fewest_first_column(endpoints.waiting())

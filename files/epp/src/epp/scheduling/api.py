@@ -4,6 +4,7 @@
 A plugin is one small class that inherits from one or more of the kinds below, names itself with ``TYPE`` and describes
 its parameters with a frozen dataclass in ``PARAMETERS`` (camelCase in the configuration, snake_case here). Lists of
 scores run parallel to the list of endpoints that was given: this is the hot path, and a list costs less than a dict.
+With thousands of endpoints an array costs less than a list: plugins that most pools have can deal with both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from epp.datalayer.journal import Journal
+from epp.datalayer.load import Column, Known
 from epp.model import AnswerReader, Decision, Endpoint, InferenceRequest, ParsedBody, RawRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
@@ -248,6 +250,10 @@ class Scorer(Plugin):
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """One score per endpoint, 0 (worst) to 1 (best); what lies outside is clamped."""
 
+    def column(self, request: InferenceRequest, endpoints: Known) -> Column | None:
+        """The same in an array, for the endpoints of a large pool; None asks for :meth:`score`."""
+        return None
+
 
 class Picker(Plugin):
     """Chooses among rated candidates."""
@@ -255,6 +261,10 @@ class Picker(Plugin):
     @abstractmethod
     def pick(self, endpoints: list[Endpoint], scores: list[float]) -> list[Endpoint]:
         """The chosen endpoints, the best first; ``endpoints`` is never empty."""
+
+    def pick_of_column(self, endpoints: list[Endpoint], scores: Column) -> list[Endpoint]:
+        """The same for scores that are in an array."""
+        return self.pick(endpoints, scores.tolist())
 
 
 class HeaderProcessor(Plugin):

@@ -8,8 +8,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from epp.datalayer.load import Column, Known
 from epp.model import Endpoint, InferenceRequest
 from epp.scheduling.api import Filter, Picker, Plugin, SchedulingRecorder, Scorer
+from epp.scheduling.sums import added, rated
 from epp.scheduling.totals import weighted
 
 log = logging.getLogger(__name__)
@@ -24,14 +28,14 @@ class Scores(Mapping[str, float]):
 
     __slots__ = ("_endpoints", "_totals")
 
-    def __init__(self, endpoints: list[Endpoint], totals: list[float]) -> None:
+    def __init__(self, endpoints: list[Endpoint], totals: list[float] | Column) -> None:
         self._endpoints = endpoints
         self._totals = totals
 
     def __getitem__(self, hostport: str) -> float:
         for endpoint, total in zip(self._endpoints, self._totals, strict=True):
             if endpoint.hostport == hostport:
-                return total
+                return float(total)
         raise KeyError(hostport)
 
     def __iter__(self) -> Iterator[str]:
@@ -88,7 +92,9 @@ class ProfileRunner:
         self.name = name
         self._filters = [(each, recorder.timer("Filter", each.TYPE, each.name)) for each in filters]
         self._scorers = [(each, weight, recorder.timer("Scorer", each.TYPE, each.name)) for each, weight in scorers]
+        self._in_columns = {each for each, _ in scorers if _agree(type(each), "score", "column")}
         self._picker = picker
+        self._picks_of_columns = _agree(type(picker), "pick", "pick_of_column")
         self._timed = recorder.timer("Picker", picker.TYPE, picker.name)
         self._failures = failures
 
@@ -105,16 +111,17 @@ class ProfileRunner:
             if not endpoints:
                 return None
         count = len(endpoints)
+        arrays: list[tuple[Column, float]] = []
         columns: list[list[float]] = []
         weights: list[float] = []
         raters: list[Scorer] = []
         for scorer, weight, timed in self._scorers:
             try:
-                scores = scorer.score(request, endpoints)
-                if len(scores) != count:
-                    raise ValueError(f"{len(scores)} scores for {count} endpoints")
-                if any(scores):  # often nobody knows the prompt
-                    columns.append(scores if type(scores) is list else list(scores))
+                scores = self._scores(scorer, request, endpoints)
+                if not isinstance(scores, list):
+                    arrays.append((scores, weight))
+                elif any(scores):  # often nobody knows the prompt
+                    columns.append(scores)
                     weights.append(weight)
                     raters.append(scorer)
             except Exception:
@@ -122,14 +129,30 @@ class ProfileRunner:
             now = clock()
             timed(now - before)
             before = now
-        try:
-            totals = weighted(columns, weights, count)
-        except Exception:
-            totals = self._without_nonsense(columns, weights, raters, count)
+        totals: list[float] | Column = []
+        if columns or not arrays:
+            try:
+                totals = weighted(columns, weights, count)
+            except Exception:
+                totals = self._without_nonsense(columns, weights, raters, count)
+        if arrays:
+            totals = added(arrays, totals if columns else np.zeros(count))
         before = clock()
         picked = self._pick(endpoints, totals)
         self._timed(clock() - before)
         return Outcome(picked, Scores(endpoints, totals))
+
+    def _scores(self, scorer: Scorer, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float] | Column:
+        """What the scorer says, one for each endpoint. Raises ValueError for others, and whatever it raises."""
+        count = len(endpoints)
+        if isinstance(endpoints, Known) and scorer in self._in_columns:
+            column = scorer.column(request, endpoints)
+            if column is not None:
+                return rated(column, count)
+        scores = scorer.score(request, endpoints)
+        if len(scores) != count:
+            raise ValueError(f"{len(scores)} scores for {count} endpoints")
+        return scores if type(scores) is list else list(scores)
 
     def _without_nonsense(
         self, columns: list[list[float]], weights: list[float], raters: list[Scorer], count: int
@@ -155,12 +178,27 @@ class ProfileRunner:
             self._failures.report(filter_, "its filtering is skipped")
             return endpoints
 
-    def _pick(self, endpoints: list[Endpoint], totals: list[float]) -> list[Endpoint]:
+    def _pick(self, endpoints: list[Endpoint], totals: list[float] | Column) -> list[Endpoint]:
         try:
-            picked = self._picker.pick(endpoints, totals)
+            if isinstance(totals, list):
+                picked = self._picker.pick(endpoints, totals)
+            elif self._picks_of_columns:
+                picked = self._picker.pick_of_column(endpoints, totals)
+            else:
+                picked = self._picker.pick(endpoints, totals.tolist())
             if not picked:
                 raise ValueError("it picked nothing")
             return picked
         except Exception:
             self._failures.report(self._picker, "the best-rated endpoint is taken")
-            return [endpoints[totals.index(max(totals))]]
+            return [endpoints[int(np.argmax(totals))]]
+
+
+def _agree(plugin: type[Plugin], plain: str, columnar: str) -> bool:
+    """Whether the second of these methods does what the first one does: not where a subclass has another first one."""
+    for each in plugin.__mro__:
+        if columnar in vars(each):
+            return True
+        if plain in vars(each):
+            return False
+    return False

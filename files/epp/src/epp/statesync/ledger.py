@@ -124,7 +124,6 @@ class Ledger:
                     store.elsewhere(endpoint, -had[0], -had[1])
 
     def _take_over(self, store: Datastore, had: Load, news: PoolNews) -> None:
-        places = {endpoint.hostport: endpoint for endpoint in store.endpoints()}
         if news.whole:
             gone = had.keys() - news.load.keys()
             news.load.update(dict.fromkeys(gone, (0, 0)))
@@ -135,14 +134,14 @@ class Ledger:
             else:
                 had.pop(where, None)
                 tokens = 0
-            if endpoint := places.get(where):
+            if endpoint := store.at(where):
                 store.elsewhere(endpoint, requests - before[0], tokens - before[1])
         for where, tokens in news.sent:
-            if endpoint := places.get(where):
+            if endpoint := store.at(where):
                 store.sent_elsewhere(endpoint, tokens)
                 store.busy(endpoint)
         for name, where, packed in news.prefixes:
-            learner, found = store.journal.learners.get(name), places.get(where)
+            learner, found = store.journal.learners.get(name), store.at(where)
             if learner is not None and found is not None:
                 learner.learn(found, unpack(packed))
 
