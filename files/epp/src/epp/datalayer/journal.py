@@ -27,7 +27,7 @@ class Learner(Protocol):
         """All that it knows: the block hashes of each endpoint, the oldest first."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Page:
     """What has happened since the last page."""
 

@@ -32,11 +32,11 @@ TOP = 3
 """How often blocks double: the largest are eight plain ones."""
 PERIODS = 16
 """An endpoint's blocks are of as many ages: what was used in the same sixteenth of them counts as equally old."""
-PERIOD_SECONDS = 2.5
+PERIOD_SECONDS = 1.25
 """No period is longer, so that peers which missed something hear of it again."""
-_ERA = 2
+_ERA = 3
 """Periods whose numbers differ in no more than so many lowest bits are one era: peers hear of what is used again and
-again once in each, four times in the life of a block. To learn it costs them as much as a new one."""
+again once in each, twice in the life of a block. To learn it costs them as much as a new one."""
 _LEVEL_AT = 62
 _LARGE = 1 << _LEVEL_AT
 """Hashes from here on stand for more than one plain block."""
@@ -93,6 +93,11 @@ def plain_blocks(depth: int) -> int:
         depth -= RUNG
         level += 1
     return blocks + (depth << level)
+
+
+def is_whole(hashes: Sequence[int], length: int, block_bytes: int) -> bool:
+    """Whether the last block of a growing chain over so many bytes is as long as those of its size are."""
+    return length == plain_blocks(len(hashes)) * block_bytes
 
 
 def _all_plain(hashes: Sequence[int]) -> int:

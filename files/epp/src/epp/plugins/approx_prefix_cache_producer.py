@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, plain_blocks
+from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, is_whole, plain_blocks
 from epp.model import Decision, Endpoint, InferenceRequest
 from epp.scheduling.api import BYTES_PER_TOKEN, PREFIX_MATCH, Context, PrefixMatch, Producer, RequestHook, param
 
@@ -113,7 +113,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
         journal = self._context.datastore.journal
         for endpoint in (chosen, *decision.profiles.get(PREFILL_PROFILE, ())[:1]):
             news = self._index.add(endpoint, match.hashes, self._capacity(endpoint, block_bytes))
-            if news and journal.active:
+            if news and journal.active and (news := self._worth_telling(news, match, total)):
                 journal.prefix(self.name, endpoint, news)
         match.hashes = ()  # an answer may take minutes, and nobody needs them any more
         self._context.recorder.prefix_match(self.name, hit, total)
@@ -126,6 +126,15 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
     def known(self) -> Iterator[tuple[Endpoint, Sequence[int]]]:
         """All that is remembered: the block hashes of each endpoint, the oldest first."""
         return self._index.held()
+
+    def _worth_telling(self, news: list[int], match: PrefixMatch, length: int) -> list[int]:
+        """News without a last block that is shorter than others: only this very prompt would find it again."""
+        hashes = match.hashes
+        if len(hashes) == 1 or news[-1] != hashes[-1]:
+            return news
+        block_bytes = match.block_tokens * BYTES_PER_TOKEN
+        looked_at = min(length, self._geometry.max_blocks * block_bytes)
+        return news if is_whole(hashes, looked_at, block_bytes) else news[:-1]
 
     def _drop(self, endpoint: Endpoint) -> None:
         self._index.drop(endpoint)

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 EVERYBODY = b"*"
 """The topic that all peers read. A peer's own name is a topic, too."""
-DELAY_SECONDS = 0.005
-"""How long news wait for more to come along."""
+DELAY_SECONDS = 0.01
+"""How long news wait for more to come along. A message costs its sender and each of its readers as much as a request."""
 HEARTBEAT_SECONDS = 0.5
 RESOLVE_SECONDS = 5.0
 WARNING_SECONDS = 30.0
@@ -76,11 +76,13 @@ class StateSync:
         self._subscriber = self._context.socket(zmq.SUB)
         self._newcomers: asyncio.Queue[bytes] = asyncio.Queue()
         self._connected: set[str] = set()
-        self._something = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Fires when news have waited long enough; None while there are none."""
         self._warned: dict[str, float] = {}
         self.on_news: Callable[[News], None] = lambda news: None
         """Called with all that is said to everybody."""
-        ledger.wake(self._something.set)
+        ledger.wake(self._soon)
 
     def start(self) -> int:
         """Listen; returns the port, 0 where only this pod's processes speak. Raises OSError when it cannot."""
@@ -109,16 +111,20 @@ class StateSync:
 
     async def run(self) -> None:
         """Work until cancelled; then say goodbye."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self._soon()  # what happened before now has called in vain
         readers = {self._subscriber.FD: self._hear, self._publisher.FD: self._look}
         for descriptor, reader in readers.items():
             loop.add_reader(descriptor, reader)
             loop.call_soon(reader)  # what came before now is not signalled any more
         try:
             async with asyncio.TaskGroup() as group:
-                for each in (self._speak(), self._repeat(), self._welcome(), self._resolve()):
+                for each in (self._repeat(), self._welcome(), self._resolve()):
                     group.create_task(each)
         finally:
+            self._loop = None
+            if self._timer is not None:
+                self._timer.cancel()
             for descriptor in readers:
                 loop.remove_reader(descriptor)
             self._say(self._ledger.goodbye())
@@ -129,14 +135,16 @@ class StateSync:
         self._subscriber.close()
         self._context.term()
 
-    async def _speak(self) -> None:
-        """Say what has happened, a moment after it has."""
-        while True:
-            await self._something.wait()
-            await asyncio.sleep(DELAY_SECONDS)
-            self._something.clear()
-            if news := self._ledger.news():
-                self._say(news)
+    def _soon(self) -> None:
+        """Something has happened: say so in a moment."""
+        if self._timer is None and self._loop is not None:
+            self._timer = self._loop.call_later(DELAY_SECONDS, self._speak)
+
+    def _speak(self) -> None:
+        """Say what has happened."""
+        self._timer = None
+        if news := self._ledger.news():
+            self._say(news)
 
     async def _repeat(self) -> None:
         """Say all counts again and again, so that who missed some is right soon; notice who has fallen silent."""
