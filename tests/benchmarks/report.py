@@ -80,6 +80,11 @@ def write(folder: Path, document: Path) -> list[Path]:
     return written
 
 
+def _picture(name: str) -> str:
+    """The chart of a section."""
+    return f"![Chart](performance/{name}.svg)\n"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -147,13 +152,53 @@ def first_token_chart(records: Sequence[Record]) -> str:
     return chart("Time to the first token", "mean; median and extremes of the rounds", groups, "ms")
 
 
+def scale_chart(record: Record) -> str:
+    """The time of a decision, a group of bars per number of endpoints."""
+    groups: dict[str, list[Bar]] = {}
+    for each in record["readings"]:
+        series = int(each["name"] == "go")
+        bars = groups.setdefault(f"{each['endpoints']} endpoints", [])
+        for label, key in (
+            (each["name"], "decisions"),
+            (f"{each['name']}, {each['blocks']} blocks", "prefix_decisions"),
+        ):
+            if values := [value * 1e3 for value in each[key]]:
+                low, middle, high = (percentile(values, percent) for percent in (1, 50, 99))
+                bars.append(Bar(label, series, middle, low, high))
+    return chart(
+        "Time of a decision", "median; the line is the first to the 99th percentile", list(groups.items()), "ms"
+    )
+
+
+def scraping_chart(record: Record) -> str:
+    """Idle CPU of reading metrics, a group of bars per number of endpoints."""
+    groups: dict[str, list[Bar]] = {}
+    for each in record["readings"]:
+        values = [max(value * 1e3, 0.1) for value in each["idle_cpu"]]
+        bar = Bar(each["name"], int(each["name"] == "go"), statistics.median(values), min(values), max(values))
+        groups.setdefault(f"{each['endpoints']} endpoints", []).append(bar)
+    return chart("Idle CPU of reading metrics", "thousandths of a core; median and extremes", list(groups.items()), "")
+
+
+def workers_chart(record: Sequence[Record]) -> str:
+    """Throughput of each arrangement."""
+    bars = []
+    for series, each in enumerate(Reading(**one) for one in record):
+        rates = each.throughput
+        bars.append(Bar(each.name, series, statistics.median(rates), min(rates), max(rates)))
+    return chart("Throughput", "requests a second; median and extremes of the rounds", [("", bars)], "")
+
+
 _SERIES = {"in turn": 2, "Go": 1, "ours": 0, "ours, role's weights": 0, "ours, affinity and load": 3}
 """Colours of the arrangements of ``benchmarks.placement``."""
-CHARTS: dict[str, Callable[[Sequence[Record]], str]] = {
+CHARTS: dict[str, Callable[[Any], str]] = {
     "datapath": cpu_chart,
     "datapath-tls": cpu_chart,
     "placement": first_token_chart,
     "placement-vllm": first_token_chart,
+    "scraping": scraping_chart,
+    "scale": scale_chart,
+    "workers": workers_chart,
 }
 
 
@@ -194,7 +239,14 @@ def scraping(record: Record) -> str:
         rows.append([str(each["endpoints"]), each["name"], idle, busy, scrapes, *ages, f"{each['memory'] / 1e6:.0f}"])
     text = "Pages of 34 KB. The oldest metric is that of the endpoint read longest ago, whenever a decision was made.\n"
     return "\n".join(
-        ["## Reading metrics\n", f"`{COMMANDS['scraping']}`\n", text, table(head, rows), _verdicts(record)]
+        [
+            "## Reading metrics\n",
+            f"`{COMMANDS['scraping']}`\n",
+            _picture("scraping"),
+            text,
+            table(head, rows),
+            _verdicts(record),
+        ]
     )
 
 
@@ -223,7 +275,9 @@ def scale(record: Record) -> str:
         changes = [most(each["births"]), most(each["deaths"])]
         decisions.insert(1, f"{each['blocks']}")
         rows.append([each["name"], str(each["endpoints"]), *decisions, *changes, f"{each['memory'] / 1e6:.0f}"])
-    return "\n".join(["## Scale\n", f"`{COMMANDS['scale']}`\n", table(head, rows), _verdicts(record)])
+    return "\n".join(
+        ["## Scale\n", f"`{COMMANDS['scale']}`\n", _picture("scale"), table(head, rows), _verdicts(record)]
+    )
 
 
 def replicas(record: Sequence[Record]) -> str:
@@ -258,7 +312,7 @@ def workers(record: Sequence[Record]) -> str:
         "these cores allow, so two workers over half of them is what two workers over one would be on free cores.\n"
     )
     head = ("", "requests/s", "CPU µs/request", "of it the parent", "hits", "free cores")
-    lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
+    lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", _picture("workers"), text, table(head, rows)]
     lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]
     return "\n".join(lines) + "\n"
 

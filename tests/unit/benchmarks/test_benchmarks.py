@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, hotpath, metrics, placement, report, scale, workers
+from benchmarks import datapath, hotpath, metrics, placement, report, scale, scraping, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, percentile_between, ratio
@@ -154,6 +154,21 @@ def test_no_figure_costs_more_than_a_counters_increment() -> None:
     assert metrics.verdict(costs) != 1, [f"{cost.name}: {cost.ratio}" for cost in costs]
 
 
+def test_the_page_has_charts_of_size_and_of_reading(tmp_path: Path) -> None:
+    size = scale.Reading("ours", 5000, [0.001, 0.002], [0.1], [0.1], [0.004], 300, 1000)
+    record = {"readings": [asdict(size)], "verdicts": {"a bound": "met"}}
+    (tmp_path / "scale.json").write_text(json.dumps(record))
+    read = [scraping.Reading(100, name, [0.02, 0.03], 0.3, 900.0, 500.0, 0.5, 0.9, 90) for name in ("ours", "go")]
+    record = {"readings": [asdict(each) for each in read], "verdicts": {"idle": "met"}}
+    (tmp_path / "scraping.json").write_text(json.dumps(record))
+    report.write(tmp_path, page := tmp_path / "performance.md")
+    for name, label, value in (("scale", "ours, 1000 blocks", "4 ms"), ("scraping", "go", "25")):
+        assert f"](performance/{name}.svg)" in page.read_text()
+        drawn = (tmp_path / f"{name}.svg").read_text()
+        assert f">{label}<" in drawn
+        assert f">{value}" in drawn
+
+
 class TestWorkers:
     @staticmethod
     def readings(throughput: float, hits: float, free: float) -> list[workers.Reading]:
@@ -177,6 +192,8 @@ class TestWorkers:
         (tmp_path / "workers.json").write_text(json.dumps(found))
         report.write(tmp_path, page := tmp_path / "performance.md")
         assert "| 2 workers | 170 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
+        assert "](performance/workers.svg)" in page.read_text()
+        assert ">2 strangers<" in (tmp_path / "workers.svg").read_text()
         assert "throughput, two workers ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
 
     def test_what_is_missing_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:

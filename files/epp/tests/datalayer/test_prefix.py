@@ -15,6 +15,7 @@ from epp.datalayer.prefix import (
     RUNG,
     PrefixIndex,
     block_hashes,
+    is_whole,
     plain_blocks,
 )
 from epp.datalayer.slots import MANY
@@ -58,6 +59,13 @@ def test_equal_beginnings_have_equal_growing_chains(size: int, same: int, block:
     assert least - matched <= max(1, least // 16), "the measure is exact to a small part"
     shorter = block_hashes("m", "", one[:same], block, 10_000, growing=True)
     assert left[: len(shorter) - 1] == shorter[:-1], "what follows changes no whole block"
+
+
+@given(st.integers(1, 4000), st.integers(1, 9))
+def test_a_last_block_is_whole_if_nothing_that_follows_changes_it(size: int, block: int) -> None:
+    hashes = block_hashes("m", "", bytes(size), block, 10_000, growing=True)
+    longer = block_hashes("m", "", bytes(2 * size + 100), block, 10_000, growing=True)
+    assert is_whole(hashes, size, block) == (longer[: len(hashes)] == hashes)
 
 
 def test_large_blocks_fill_more_of_an_endpoint() -> None:

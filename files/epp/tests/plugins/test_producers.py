@@ -387,3 +387,35 @@ def test_only_extractors_read_metrics(kit: Any) -> None:
         kit.rig(text + "  - {pluginRef: metrics-data-source, extractors: [{pluginRef: queue-scorer}]}\n", [])
     with pytest.raises(ConfigError, match="not a metric"):
         kit.parameters("model-server-protocol-metrics", "{kvUsageSpec: 'a{'}")
+
+
+class TestWhatPeersAreTold:
+    """approx-prefix-cache-producer: blocks of 256 bytes."""
+
+    @pytest.mark.parametrize(
+        ("lengths", "told"),
+        [
+            ((100,), [1]),  # one short block is better than nothing
+            ((512,), [2]),
+            ((600,), [2]),
+            ((600, 700), [2, 0]),
+            ((600, 900), [2, 1]),
+            ((512, 600), [2, 0]),
+            ((600, 600), [2, 0]),
+            ((256 * 64 + 512 * 2,), [66]),
+            ((256 * 64 + 512 * 2 + 300,), [66]),
+        ],
+    )
+    def test_whole_blocks(self, kit: Any, lengths: tuple[int, ...], told: list[int]) -> None:
+        rig = kit.rig(
+            "plugins: [{type: approx-prefix-cache-producer}, {type: prefix-cache-scorer}]\n"
+            "schedulingProfiles: [{name: default, plugins: [{pluginRef: prefix-cache-scorer}]}]\n",
+            kit.endpoints(1),
+        )
+        journal = rig.datastore.journal
+        journal.active = True
+        found = []
+        for length in lengths:
+            rig.send(kit.ask(bytes(length)))
+            found.append(sum(len(hashes) for _, _, hashes in journal.turn().prefixes()))
+        assert found == told

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 EVERYBODY = b"*"
 """The topic that all peers read. A peer's own name is a topic, too."""
 DELAY_SECONDS = 0.01
-"""How long news wait for more to come along. A message costs its sender and each of its readers as much as a request."""
+"""How long news wait for more to come along. To send or to hear a message costs as much as a request."""
 HEARTBEAT_SECONDS = 0.5
 RESOLVE_SECONDS = 5.0
 WARNING_SECONDS = 30.0
