@@ -195,8 +195,9 @@ class PrefixIndex:
             blocks[number] = mark
         if fresh:
             for number in fresh:
-                known: Any = holders.get(number)
-                holders[number] = bit if known is None else known | bit
+                known: Any = holders.setdefault(number, bit)
+                if known is not bit:
+                    holders[number] = known | bit
             plain = _all_plain(fresh)
             self._size += len(fresh)
             cache.filled += plain
@@ -208,21 +209,24 @@ class PrefixIndex:
 
     def _shrink(self, slot: int, capacity: int) -> None:
         """Forget the oldest blocks of an endpoint."""
-        cache, holders, bit = self._caches[slot], self._holders, 1 << slot
+        cache, holders = self._caches[slot], self._holders
+        bit: Any = 1 << slot
+        large: Any = _LARGE
+        blocks = cache.blocks
         filled = cache.filled
-        gone = []
-        for number in cache.blocks:
+        gone: list[Any] = []
+        for number in blocks:
             if filled <= capacity:
                 break
-            filled -= 1 << (number >> _LEVEL_AT)
+            filled -= 1 if number < large else 1 << (number >> _LEVEL_AT)
             gone.append(number)
         for number in gone:
-            del cache.blocks[number]
-            rest = holders[number] ^ bit
-            if rest:
-                holders[number] = rest
-            else:
+            del blocks[number]
+            known: Any = holders[number]
+            if known == bit:
                 del holders[number]
+            else:
+                holders[number] = known ^ bit
         cache.filled = filled
         self._size -= len(gone)
 
