@@ -88,6 +88,12 @@ class UsageTail:
         if last is None:
             return None
         if last.prompt_tokens and last.completion_tokens:
+            plain = last.input_tokens_details is None and last.cache_read_input_tokens is None
+            if plain and last.prompt_tokens > 0 < last.completion_tokens:
+                # The completion API's, as nearly all answers have it.
+                details = last.prompt_tokens_details
+                cached = _known(None if details is None else details.cached_tokens, last.cached_tokens)
+                return Usage(last.prompt_tokens, last.completion_tokens, cached)
             return _usage(last, last)
         texts = (self._first, self._last, tail) if self._first else (tail,)
         first = _readable((text, match.end()) for text in texts for match in _USAGE.finditer(text))
