@@ -180,15 +180,6 @@ def scraping_chart(record: Record) -> str:
     return chart("Idle CPU of reading metrics", "thousandths of a core; median and extremes", list(groups.items()), "")
 
 
-def workers_chart(record: Sequence[Record]) -> str:
-    """Throughput of each arrangement."""
-    bars = []
-    for series, each in enumerate(Reading(**one) for one in record):
-        rates = each.throughput
-        bars.append(Bar(each.name, series, statistics.median(rates), min(rates), max(rates)))
-    return chart("Throughput", "requests a second; median and extremes of the rounds", [("", bars)], "")
-
-
 _SERIES = {"in turn": 2, "Go": 1, "ours": 0, "ours, role's weights": 0, "ours, affinity and load": 3}
 """Colours of the arrangements of ``benchmarks.placement``."""
 CHARTS: dict[str, Callable[[Any], str]] = {
@@ -198,7 +189,6 @@ CHARTS: dict[str, Callable[[Any], str]] = {
     "placement-vllm": first_token_chart,
     "scraping": scraping_chart,
     "scale": scale_chart,
-    "workers": workers_chart,
 }
 
 
@@ -312,7 +302,7 @@ def workers(record: Sequence[Record]) -> str:
         "these cores allow, so two workers over half of them is what two workers over one would be on free cores.\n"
     )
     head = ("", "requests/s", "CPU µs/request", "of it the parent", "hits", "free cores")
-    lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", _picture("workers"), text, table(head, rows)]
+    lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
     lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]
     return "\n".join(lines) + "\n"
 

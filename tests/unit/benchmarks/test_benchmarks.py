@@ -192,8 +192,6 @@ class TestWorkers:
         (tmp_path / "workers.json").write_text(json.dumps(found))
         report.write(tmp_path, page := tmp_path / "performance.md")
         assert "| 2 workers | 170 | 1000 | 10 | 0.900 | 2.5 |" in page.read_text()
-        assert "](performance/workers.svg)" in page.read_text()
-        assert ">2 strangers<" in (tmp_path / "workers.svg").read_text()
         assert "throughput, two workers ÷ one: 1.70 (1.70 to 1.70): met" in page.read_text()
 
     def test_what_is_missing_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
