@@ -66,7 +66,7 @@ engines: env ## The endpoint picker and real inference engines, on the CPU (the 
 	pytest -q tests/engines -m engines -W 'ignore:Using `@model_validator`:DeprecationWarning' $(ARGS)
 
 integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
-	pytest -q -n 2 --dist loadgroup tests/integration files/epp/tests -m cluster
+	pytest -q tests/integration files/epp/tests -m cluster
 
 platform: env ## The whole platform there: drift, each role verified and removed alone
 	@python -m target run pytest -q tests/integration/stack -m platform \

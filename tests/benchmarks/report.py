@@ -301,6 +301,8 @@ def workers(record: Sequence[Record]) -> str:
         "two pickers that know nothing of each other: on two free cores they do twice what one does, and here what\n"
         "these cores allow, so two workers over half of them is what two workers over one would be on free cores.\n"
     )
+    if (cores := readings[0].cores) < 1.0:
+        text += f"Each process that decides may have {cores:g} of a core: so much of two is free on this machine.\n"
     head = ("", "requests/s", "CPU µs/request", "of it the parent", "hits", "free cores")
     lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
     lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]

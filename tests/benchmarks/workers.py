@@ -7,7 +7,8 @@ connection is free; a request counts as a hit when it goes to an endpoint that h
 Every process that decides has as many streams.
 
 Two workers over one says something of the bound only where the picker had a core for each worker beside the generator
-and whatever else the machine did; the output says how many it had. Two workers over two strangers says it on any
+and whatever else the machine did; the output says how many it had. With ``--cores 0.5`` each process that decides gets
+half of a core, and a machine of two cores has enough. Two workers over two strangers says it on any
 machine: strangers share nothing but the machine, so on two free cores they do twice what one does, and two workers do
 that share of it which they do here, where both lack the same.
 
@@ -30,6 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks import direct, rig
+from benchmarks.ration import rationed
 from benchmarks.ratios import Ratio, percentile, ratio
 
 HOSTS = tuple(f"127.86.0.{number}" for number in range(1, 9))
@@ -103,6 +105,8 @@ class Reading:
     """The share of hits among the requests that could be one."""
     free: list[float] = field(default_factory=list)
     """Cores that neither the generator nor anybody else used."""
+    cores: float = 1.0
+    """What each process that decides may have of them."""
 
     @property
     def deciding(self) -> int:
@@ -151,15 +155,18 @@ def measure(reading: Reading, epps: Sequence[rig.Epp], source: Conversations, se
     reading.free.append(max(0.0, (os.cpu_count() or 1) - busy / result.seconds))
 
 
-def run(endpoints: Path, rounds: int, seconds: float, size: int) -> list[Reading]:
+def run(endpoints: Path, rounds: int, seconds: float, size: int, cores: float = 1.0) -> list[Reading]:
     """All arrangements in turns, the first of them another one in every round."""
-    readings = [Reading(1), Reading(2), Reading(1, pickers=2)]
+    readings = [Reading(1, cores=cores), Reading(2, cores=cores), Reading(1, pickers=2, cores=cores)]
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         pairs = [
             (reading, [enter(rig.serving(endpoints, f"--workers={reading.workers}")) for _ in range(reading.pickers)])
             for reading in readings
         ]
+        if cores < 1.0:
+            deciding = [pid for _, epps in pairs for epp in epps for pid in processes(epp)[1:] or processes(epp)]
+            enter(rationed(deciding, cores))
         for reading, epps in pairs:
             load(epps, reading.deciding, Conversations(CONVERSATIONS, size, -1), WARM_UP_SECONDS)
         for seed in range(rounds):
@@ -181,7 +188,7 @@ def judge(readings: Sequence[Reading]) -> list[tuple[str, Ratio, str]]:
     """What is bounded: name, ratio, verdict."""
     one, two, strangers = readings
     measured, hits = ratio(two.throughput, one.throughput), ratio(two.hits, one.hits)
-    enough = all(sorted(each.free)[len(each.free) // 2] >= each.deciding for each in (one, two))
+    enough = all(sorted(each.free)[len(each.free) // 2] >= each.deciding * each.cores for each in (one, two))
     beside = ratio([2 * each for each in two.throughput], strangers.throughput)
     return [
         ("throughput, two workers ÷ one", measured, verdict(measured, THROUGHPUT) if enough else FEW),
@@ -210,7 +217,10 @@ def show(readings: Sequence[Reading]) -> None:
     for name, found, told in judge(readings):
         print(f"{name}: {found}: {told}")
     if any(told == FEW for _, _, told in judge(readings)):
-        print(f"fewer than {two.workers} cores were free: two workers ÷ one does not say whether the bound is met")
+        print(
+            f"fewer than {two.workers * two.cores:g} cores were free: two workers ÷ one does not say whether the bound "
+            "is met; see --cores"
+        )
 
 
 def main() -> int:
@@ -219,10 +229,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0, help="per round and arrangement")
     parser.add_argument("--bytes", type=int, default=1000, help="that each turn of a conversation adds to its prompt")
+    parser.add_argument("--cores", type=float, default=1.0, help="of a core, for each process that decides")
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="workers-") as folder, rig.upstreams(HOSTS, Path(folder)) as file:
-        readings = run(file, given.rounds, given.seconds, given.bytes)
+        readings = run(file, given.rounds, given.seconds, given.bytes, given.cores)
     show(readings)
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)

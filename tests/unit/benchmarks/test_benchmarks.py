@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from benchmarks import datapath, hotpath, metrics, placement, report, scale, scraping, workers
+from benchmarks import datapath, hotpath, metrics, placement, ration, report, rig, scale, scraping, workers
 from benchmarks.datapath import FULL_DUPLEX, Case, Sample
 from benchmarks.load import Shape
 from benchmarks.ratios import Ratio, percentile, percentile_between, ratio
 from benchmarks.rig import RigError
+
+from lab import cgroups
 
 CASE = Case(FULL_DUPLEX, Shape(3200, 16), {"cpu": 0.4})
 
@@ -219,3 +225,17 @@ def test_a_slow_decision_is_told_with_an_index_and_without() -> None:
     ):
         reading = scale.Reading("ours", scale.BOUND_ENDPOINTS, without, [0.1], [0.1], full, 1, 100_000)
         assert list(scale.show([reading]).values()) == [*met, "met", "met"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="control groups are made by root")
+def test_a_process_gets_its_part_of_a_core() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            with ration.rationed([process.pid], 0.2):
+                began, before = time.monotonic(), rig.cpu_seconds(process.pid)
+                time.sleep(1.0)
+                part = (rig.cpu_seconds(process.pid) - before) / (time.monotonic() - began)
+        finally:
+            process.kill()
+    assert part < 0.3
+    assert not [each for mount in cgroups.hierarchies() for each in mount.glob(f"inferops-bench-{os.getpid()}-*")]
