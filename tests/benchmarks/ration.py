@@ -24,7 +24,9 @@ def rationed(pids: Sequence[int], cores: float) -> Iterator[None]:
 
     Raises RigError where control groups cannot be used.
     """
-    mount = _mount()
+    mount = where()
+    if mount is None:
+        raise RigError("no control group here lets us share out processors; run as root, or without --cores")
     groups = [mount / f"inferops-bench-{os.getpid()}-{pid}" for pid in pids]
     try:
         for pid, group in zip(pids, groups, strict=True):
@@ -33,7 +35,7 @@ def rationed(pids: Sequence[int], cores: float) -> Iterator[None]:
                 _limit(group, cores)
                 (group / "cgroup.procs").write_text(str(pid))
             except OSError as error:
-                raise RigError(f"{group} cannot be used ({error.strerror}); run as root, or without --cores") from None
+                raise RigError(f"{group} cannot be used ({error.strerror}); run without --cores") from None
         yield
     finally:
         for group in groups:
@@ -54,11 +56,13 @@ def _limit(group: Path, cores: float) -> None:
         (group / "cpu.max").write_text(f"{quota} {PERIOD_MICROSECONDS}")
 
 
-def _mount() -> Path:
-    """Where groups are made that share out processors."""
+def where() -> Path | None:
+    """Where groups can be made that share out processors; None on a machine, or for a user, that cannot."""
     for mount, kind in cgroups.hierarchies().items():
+        if not os.access(mount, os.W_OK):
+            continue
         if kind == "cgroup" and (mount / "cpu.shares").exists():
             return mount
         if kind == "cgroup2" and "cpu" in (mount / "cgroup.subtree_control").read_text().split():
             return mount
-    raise RigError("no control group here shares out processors; run without --cores")
+    return None

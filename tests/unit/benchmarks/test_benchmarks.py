@@ -227,7 +227,7 @@ def test_a_slow_decision_is_told_with_an_index_and_without() -> None:
         assert list(scale.show([reading]).values()) == [*met, "met", "met"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="control groups are made by root")
+@pytest.mark.skipif(ration.where() is None, reason="no control group here lets us share out processors")
 def test_a_process_gets_its_part_of_a_core() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
