@@ -12,7 +12,7 @@ half of a core, and a machine of two cores has enough. Two workers over two stra
 machine: strangers share nothing but the machine, so on two free cores they do twice what one does, and two workers do
 that share of it which they do here, where both lack the same.
 
-Exit status: 0 the bounds are met, 1 one is missed, 3 it was too noisy to tell.
+Exit status: 0 the bounds are met, 1 one is missed, 2 nothing could be measured, 3 it was too noisy to tell.
 """
 
 from __future__ import annotations
@@ -232,8 +232,13 @@ def main() -> int:
     parser.add_argument("--cores", type=float, default=1.0, help="of a core, for each process that decides")
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="workers-") as folder, rig.upstreams(HOSTS, Path(folder)) as file:
-        readings = run(file, given.rounds, given.seconds, given.bytes, given.cores)
+    if not 0.0 < given.cores <= 1.0:
+        parser.error("--cores is a part of a core: above 0, and 1 at most")
+    try:
+        with tempfile.TemporaryDirectory(prefix="workers-") as folder, rig.upstreams(HOSTS, Path(folder)) as file:
+            readings = run(file, given.rounds, given.seconds, given.bytes, given.cores)
+    except rig.RigError as error:
+        parser.exit(2, f"error: {error}\n")
     show(readings)
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)
