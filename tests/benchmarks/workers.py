@@ -8,9 +8,9 @@ Every process that decides has as many streams.
 
 Two workers over one says something of the bound only where the picker had a core for each worker beside the generator
 and whatever else the machine did; the output says how many it had. With ``--cores 0.5`` each process that decides gets
-half of a core, and a machine of two cores has enough. Two workers over two strangers says it on any
-machine: strangers share nothing but the machine, so on two free cores they do twice what one does, and two workers do
-that share of it which they do here, where both lack the same.
+half of a core, and a machine of two cores has enough. Two workers over two strangers says it on any machine: strangers
+share nothing but the machine, so on two free cores they do twice what one does, and two workers do that share of it
+which they do here, where both lack the same.
 
 Exit status: 0 the bounds are met, 1 one is missed, 2 nothing could be measured, 3 it was too noisy to tell.
 """
@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0, help="per round and arrangement")
     parser.add_argument("--bytes", type=int, default=1000, help="that each turn of a conversation adds to its prompt")
-    parser.add_argument("--cores", type=float, default=1.0, help="of a core, for each process that decides")
+    parser.add_argument("--cores", type=float, default=1.0, help="what each process that decides gets of a core")
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")
     given = parser.parse_args()
     if not 0.0 < given.cores <= 1.0:

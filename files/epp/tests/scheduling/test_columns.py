@@ -23,8 +23,9 @@ from epp.datalayer.store import LARGE
 from epp.model import Endpoint, EndpointMetrics, InferenceRequest
 from epp.observe import PoolRecorder, Recorder
 from epp.plugins.max_score_picker import MaxScorePicker
+from epp.plugins.prefix_cache_scorer import PrefixCacheScorer
 from epp.plugins.queue_scorer import QueueScorer
-from epp.scheduling import Filter, Plugin, Scheduler, Scorer
+from epp.scheduling import Filter, Plugin, PrefixMatch, Scheduler, Scorer
 
 RECORDER = PoolRecorder(Recorder(), "pool")
 COUNT = LARGE + 6
@@ -54,8 +55,6 @@ class OnlyLists(Given):
 
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         return list(self._given(request))
-
-    column = Scorer.column
 
 
 class Turned(QueueScorer):
@@ -178,6 +177,21 @@ def test_the_usual_scorers_agree_with_themselves(seed: int) -> None:
         assert decision.scores[decision.endpoints[0].hostport] == pytest.approx(best)
         picker.pre_request(asked, decision)
         datastore.hold(decision.charges)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.dictionaries(st.integers(0, COUNT - 1), st.integers(1, 40)), st.sampled_from([0.0, 0.3, 1.0]))
+def test_prefixes_are_rated_alike(held: dict[int, int], weight: float) -> None:
+    datastore = store()
+    endpoints = datastore.standing()
+    assert isinstance(endpoints, Known)
+    built = scheduler([("prefix-cache-scorer", "prefix-cache-scorer", 1.0)], datastore)
+    scorer = built.plugin("prefix-cache-scorer")
+    assert isinstance(scorer, PrefixCacheScorer)
+    scorer._weight = weight
+    blocks = {endpoints[place]: count for place, count in held.items()}
+    request = ask(**{"prefix-match/approx-prefix-cache-producer": PrefixMatch(range(40), 64, blocks)})
+    assert scorer.column(request, endpoints).tolist() == pytest.approx(scorer.score(request, list(endpoints)))
 
 
 def test_ties_are_dealt_out() -> None:

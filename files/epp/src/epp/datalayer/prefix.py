@@ -33,7 +33,7 @@ TOP = 3
 PERIODS = 16
 """An endpoint's blocks are of as many ages: what was used in the same sixteenth of them counts as equally old."""
 PERIOD_SECONDS = 1.25
-"""No period is longer, so that peers which missed something hear of it again."""
+"""No period is longer, so that an era ends after ten seconds, and peers which missed something hear of it again."""
 _ERA = 3
 """Periods whose numbers differ in no more than so many lowest bits are one era: peers hear of what is used again and
 again once in each, twice in the life of a block. To learn it costs them as much as a new one."""

@@ -234,7 +234,8 @@ class Pace:
         """Seconds until a reading that is due may begin; it counts as begun then."""
         gap = 1.0 / (READS_MOST * READS_SPARE)
         self._next = max(self._next, now - AT_ONCE * gap) + gap
-        return max(0.0, self._next - now)
+        wait = self._next - now
+        return wait if wait > gap / 2 else 0.0  # not for what sums of gaps are off by
 
     def hot(self, endpoint: Endpoint) -> float:
         """Seconds until the next reading of an endpoint that has traffic."""

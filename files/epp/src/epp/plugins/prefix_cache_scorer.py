@@ -96,16 +96,19 @@ class PrefixCacheScorer(Scorer):
     def score(self, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float]:
         """See the module."""
         match = match_of(request, self._key)
-        if self._weight == 0.0:
-            return shares(match, endpoints)
-        if match is None or not match.hashes or not match.blocks:
-            return [0.0] * len(endpoints)
-        held = match.blocks if match.weights is None else match.weights
-        return load.spread({endpoint: self._rate(match, blocks) for endpoint, blocks in held.items()}, endpoints)
+        return shares(match, endpoints) if self._weight == 0.0 else load.spread(self._rates(match), endpoints)
 
-    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column | None:
+    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column:
         """See the module."""
-        return shares_column(match_of(request, self._key), endpoints) if self._weight == 0.0 else None
+        match = match_of(request, self._key)
+        return shares_column(match, endpoints) if self._weight == 0.0 else endpoints.spread(self._rates(match))
+
+    def _rates(self, match: PrefixMatch | None) -> dict[Endpoint, float]:
+        """Scores of those that hold anything."""
+        if match is None or not match.hashes:
+            return {}
+        held = match.blocks if match.weights is None else match.weights
+        return {endpoint: self._rate(match, blocks) for endpoint, blocks in held.items()}
 
     def _rate(self, match: PrefixMatch, blocks: float) -> float:
         share = blocks / match.total
