@@ -6,7 +6,8 @@ one process each that know nothing of each other; in turns.
 connection is free; a request counts as a hit when it goes to an endpoint that has had the conversation's prompt before.
 Every process that decides has as many streams.
 
-Two workers over one says something of the bound only where the picker had a core for each worker beside the generator
+The load comes from as many processes as decide, so that it is never what limits.
+Two workers over one says something of the bound only where the picker had a core for each worker beside the generators
 and whatever else the machine did; the output says how many it had. With ``--cores 0.5`` each process that decides gets
 half of a core, and a machine of two cores has enough. Two workers over two strangers says it on any machine: strangers
 share nothing but the machine, so on two free cores they do twice what one does, and two workers do that share of it
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -27,7 +29,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks import direct, rig
@@ -39,7 +43,8 @@ TURNS = 6
 CONNECTIONS, STREAMS = 4, 16
 """For each worker; streams for each connection."""
 CONVERSATIONS = 1000
-"""At the same time: nobody reads an answer and asks again within milliseconds. All fit into the endpoints' caches."""
+"""At the same time, all generators' together: nobody reads an answer and asks again within milliseconds. All fit into
+the endpoints' caches."""
 THROUGHPUT = 1.7
 """Two workers over one, with two free cores."""
 HITS = 0.02
@@ -98,13 +103,13 @@ class Reading:
     parent: list[float] = field(default_factory=list)
     """Of it those of the process that decides nothing; 0 where there is none."""
     client: list[float] = field(default_factory=list)
-    """CPU seconds per request of the generator."""
+    """CPU seconds per request of the generators."""
     p99: list[float] = field(default_factory=list)
     """Seconds until the decision."""
     hits: list[float] = field(default_factory=list)
     """The share of hits among the requests that could be one."""
     free: list[float] = field(default_factory=list)
-    """Cores that neither the generator nor anybody else used."""
+    """Cores that neither the generators nor anybody else used."""
     cores: float = 1.0
     """What each process that decides may have of them."""
 
@@ -131,28 +136,52 @@ def busy_seconds() -> float:
     return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def load(epps: Sequence[rig.Epp], deciding: int, source: Conversations, seconds: float) -> direct.Result:
-    """So many processes that decide get as many streams each."""
-    ports = [epp.grpc_port for epp in epps]
-    return direct.run(ports, source, CONNECTIONS * deciding // len(ports), STREAMS, seconds)
+@dataclass(frozen=True)
+class Load:
+    """What one generator sent, and what came of it."""
+
+    seconds: float
+    latencies: list[float]
+    """Seconds until each decision."""
+    hits: int
+    possible: int
+    """Requests that could be a hit."""
+    cpu: float
+    """CPU seconds that it used."""
 
 
-def measure(reading: Reading, epps: Sequence[rig.Epp], source: Conversations, seconds: float) -> None:
+def generate(ports: Sequence[int], conversations: int, size: int, seed: int, seconds: float) -> Load:
+    """One generator's part: conversations of its own, and the streams of one process that decides."""
+    source, own = Conversations(conversations, size, seed), time.process_time()
+    result = direct.run(ports, source, CONNECTIONS // len(ports), STREAMS, seconds)
+    return Load(result.seconds, result.latencies, source.hits, source.possible, time.process_time() - own)
+
+
+def load(epps: Sequence[rig.Epp], deciding: int, size: int, seed: int, seconds: float) -> list[Load]:
+    """So many processes that decide get load from as many generators, of which each has connections to all of them."""
+    ports, conversations = [epp.grpc_port for epp in epps], CONVERSATIONS // deciding
+    part = partial(generate, ports, conversations, size, seconds=seconds)
+    with ProcessPoolExecutor(deciding, multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(part, [seed * deciding + number for number in range(deciding)]))
+
+
+def measure(reading: Reading, epps: Sequence[rig.Epp], size: int, seed: int, seconds: float) -> None:
     """One round."""
     pids = [pid for epp in epps for pid in processes(epp)]
-    before, busy, own = [rig.cpu_seconds(pid) for pid in pids], busy_seconds(), time.process_time()
-    result = load(epps, reading.deciding, source, seconds)
-    own = time.process_time() - own
+    before, busy, began = [rig.cpu_seconds(pid) for pid in pids], busy_seconds(), time.perf_counter()
+    loads = load(epps, reading.deciding, size, seed, seconds)
+    took = time.perf_counter() - began
     used = [rig.cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True)]
     busy = busy_seconds() - busy - sum(used)
-    count = len(result.latencies)
-    reading.throughput.append(count / result.seconds)
+    latencies = [each for part in loads for each in part.latencies]
+    count = len(latencies)
+    reading.throughput.append(sum(len(each.latencies) / each.seconds for each in loads))
     reading.cpu.append(sum(used) / count)
     reading.parent.append(used[0] / count if reading.workers > 1 else 0.0)
-    reading.client.append(own / count)
-    reading.p99.append(percentile(result.latencies, 99))
-    reading.hits.append(source.hits / source.possible)
-    reading.free.append(max(0.0, (os.cpu_count() or 1) - busy / result.seconds))
+    reading.client.append(sum(each.cpu for each in loads) / count)
+    reading.p99.append(percentile(latencies, 99))
+    reading.hits.append(sum(each.hits for each in loads) / sum(each.possible for each in loads))
+    reading.free.append(max(0.0, (os.cpu_count() or 1) - busy / took))
 
 
 def run(endpoints: Path, rounds: int, seconds: float, size: int, cores: float = 1.0) -> list[Reading]:
@@ -168,12 +197,12 @@ def run(endpoints: Path, rounds: int, seconds: float, size: int, cores: float = 
             deciding = [pid for _, epps in pairs for epp in epps for pid in processes(epp)[1:] or processes(epp)]
             enter(rationed(deciding, cores))
         for reading, epps in pairs:
-            load(epps, reading.deciding, Conversations(CONVERSATIONS, size, -1), WARM_UP_SECONDS)
+            load(epps, reading.deciding, size, -1, WARM_UP_SECONDS)
         for seed in range(rounds):
             print(f"round {seed + 1} of {rounds}", file=sys.stderr, flush=True)
             for reading, epps in pairs if seed % 2 else reversed(pairs):
                 time.sleep(REST_SECONDS)
-                measure(reading, epps, Conversations(CONVERSATIONS, size, seed), seconds)
+                measure(reading, epps, size, seed, seconds)
     return readings
 
 

@@ -98,7 +98,8 @@ class Endpoint:
     unseen_tokens: int = 0
     """Prompt tokens (estimated, without those in the prefix cache) of the unseen requests."""
     refused: bool = False
-    """Its metrics could be read, and nobody listens there now: the process is gone, the watch has yet to say so."""
+    """Nobody listens there now, though this endpoint or others of the pool have answered: the process is gone, and the
+    watch has yet to say so, or it has not begun."""
     models: Mapping[str, bytes] | None = None
     """What its ``/v1/models`` says, by the model's name: the JSON of each entry; None while nobody has asked it."""
     unmetered: bool = False

@@ -226,6 +226,23 @@ async def test_an_endpoint_that_was_never_read_is_not_given_up() -> None:
         assert not store.endpoints()[0].refused, "it may serve elsewhere than it shows metrics"
 
 
+async def test_one_that_was_never_read_gets_nothing_once_another_has_answered() -> None:
+    server, other = Server(), Server()
+    port = await server.start()
+    await server.runner.cleanup()
+    async with scraping(port, ScrapeOptions(interval=0.01, idle_interval=60.0)) as (store, errors):
+        await eventually(lambda: errors)
+        (first,) = store.endpoints()
+        store.replace([first, Endpoint("b", "", "b", "127.0.0.1", await other.start())])
+        await eventually(lambda: first.refused)
+        assert [each.name for each in store.standing()] == ["b"]
+        server = Server()
+        await server.start(port)
+        await eventually(lambda: first in store.standing())
+    await server.runner.cleanup()
+    await other.runner.cleanup()
+
+
 async def test_reading_can_be_off() -> None:
     server = Server()
     port = await server.start()

@@ -123,6 +123,8 @@ class Scraper:
         self._readers: dict[Endpoint, _Reader] = {}
         self._asked: deque[tuple[float, _Reader]] = deque()
         """When readings were asked for, the oldest first."""
+        self.answered = False
+        """Some endpoint has answered: from here they can be reached, and where one refuses, nobody listens."""
         self._loop: asyncio.AbstractEventLoop | None = None
         datastore.on_added(self._add)
         datastore.on_removed(self._remove)
@@ -154,6 +156,13 @@ class Scraper:
     def asked(self, reader: _Reader, at: float) -> None:
         """A reading was asked for, and must not take for ever; for readers."""
         self._asked.append((at, reader))
+
+    def reached(self) -> None:
+        """An endpoint has answered, whatever it said; for readers."""
+        if not self.answered:
+            self.answered = True
+            for reader in self._readers.values():
+                reader.doubt()
 
     def failed(self, endpoint: Endpoint, reason: str, extraction: bool) -> None:
         """A reading failed; for readers."""
@@ -303,6 +312,12 @@ class _Reader:
             timer.cancel()
             self._timer, self._due = self._loop.call_later(delay, self.begin), due
 
+    def doubt(self) -> None:
+        """If it has refused, look again whether it does."""
+        if self._failing:
+            self._interval = self._options.interval
+            self.hasten(0.0)
+
     def begin(self) -> None:
         """Read, now or when it is its turn. The first reading is at once, so that a new endpoint is judged by what it
         says."""
@@ -377,6 +392,7 @@ class _Reader:
             log.exception("reading the metrics of %s went wrong", endpoint.name)
             self._slow_down(f"{type(error).__name__}: {error}", False)
             return
+        self._scraper.reached()
         now, pace = time.monotonic(), self._scraper.pace
         if metrics.waiting or metrics.running or endpoint.inflight or now - self.active_at < QUIET_AFTER:
             self._interval = pace.hot(endpoint)
@@ -409,12 +425,12 @@ class _Reader:
         endpoint, place = self._endpoint, self._places[0]
         # Metrics on a port of their own say nothing of the port that serves.
         own = place.port in (0, endpoint.port)
-        endpoint.refused = (
-            own and isinstance(error, Refused) and (endpoint.metrics.updated_at > 0 or endpoint.unmetered)
-        )
+        endpoint.refused = own and isinstance(error, Refused) and self._scraper.answered
         self._scraper.datastore.changed(endpoint)
-        if isinstance(error, NoPage | NoMetrics) and endpoint.metrics.updated_at == 0.0:
-            endpoint.unmetered = True
+        if isinstance(error, NoPage | NoMetrics):
+            self._scraper.reached()
+            if endpoint.metrics.updated_at == 0.0:
+                endpoint.unmetered = True
         if len(self._places) > 1 and endpoint.metrics.updated_at == 0.0:
             self._client.close()
             self._places.append(self._places.pop(0))
