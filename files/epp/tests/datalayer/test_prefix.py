@@ -13,6 +13,7 @@ from epp.datalayer.prefix import (
     PERIOD_SECONDS,
     PERIODS,
     RUNG,
+    TIDY,
     PrefixIndex,
     block_hashes,
     is_whole,
@@ -162,15 +163,40 @@ def test_many_candidates_are_found_like_few() -> None:
     assert index.match([], pods) == {}
 
 
+def test_what_is_used_all_the_time_takes_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    index, (pod, other, _) = PrefixIndex(), PODS
+    hot = list(range(1, 101))
+    index.add(other, hot[:50], 1000)
+    for period in range(3 * TIDY // len(hot)):
+        now += PERIOD_SECONDS
+        index.add(pod, hot, 1000)
+        index.add(pod, [1000 + period % 20], 1000)
+    cache = index._caches[index._slots.number(pod)]
+    assert (cache.blocks, cache.filled) == (120, 120)
+    assert sum(len(turn.numbers) - turn.at for turn in cache.turns) == cache.entries <= 2 * 120 + TIDY + 100
+    assert len(cache.turns) <= cache.entries + 1
+    assert index.match(hot, PODS) == {pod: 100, other: 50}
+    assert sorted(dict(index.held())[pod]) == sorted([*hot, *range(1000, 1020)])
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(1, 6), max_size=5, unique=True)), max_size=25),
+    st.lists(
+        st.tuples(st.integers(0, 2), st.none() | st.lists(st.integers(1, 6), max_size=5, unique=True)), max_size=25
+    ),
     st.integers(1, 6),
     st.lists(st.integers(1, 6), max_size=6),
 )
-def test_agrees_with_the_obvious(adds: list[tuple[int, list[int]]], capacity: int, wanted: list[int]) -> None:
+def test_agrees_with_the_obvious(adds: list[tuple[int, list[int] | None]], capacity: int, wanted: list[int]) -> None:
+    """None for hashes drops the endpoint."""
     index = PrefixIndex()
     held: list[list[int]] = [[], [], []]
     for pod, hashes in adds:
+        if hashes is None:
+            index.drop(PODS[pod])
+            held[pod].clear()
+            continue
         index.add(PODS[pod], hashes, capacity)
         for number in reversed(hashes):
             if number in held[pod]:
@@ -186,3 +212,5 @@ def test_agrees_with_the_obvious(adds: list[tuple[int, list[int]]], capacity: in
             expected[endpoint] = depth
     assert index.match(wanted, PODS) == expected
     assert len(index) == sum(map(len, held))
+    known = dict(index.held())
+    assert [known.get(pod, []) for pod in PODS] == held, "the oldest first"
