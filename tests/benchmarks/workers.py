@@ -11,7 +11,7 @@ Two workers over one says something of the bound only where the picker had a cor
 and whatever else the machine did; the output says how many it had. With ``--cores 0.5`` each process that decides gets
 half of a core, and a machine of two cores has enough. Two workers over two strangers says it on any machine: strangers
 share nothing but the machine, so on two free cores they do twice what one does, and two workers do that share of it
-which they do here, where both lack the same.
+which they do here, where both lack the same. On a machine of eight cores or more there are no strangers.
 
 Exit status: 0 the bounds are met, 1 one is missed, 2 nothing could be measured, 3 it was too noisy to tell.
 """
@@ -50,7 +50,9 @@ THROUGHPUT = 1.7
 HITS = 0.02
 """How much fewer of the requests may be hits."""
 FEW = "too few free cores"
-WARM_UP_SECONDS = 1.0
+PLENTY = 8
+"""Cores with which two workers over one needs no strangers to be believed."""
+WARM_UP_SECONDS = 3.0
 REST_SECONDS = 0.5
 """Before each round, so that nothing of the last one is left."""
 
@@ -143,6 +145,8 @@ class Load:
     seconds: float
     latencies: list[float]
     """Seconds until each decision."""
+    source: Conversations
+    """As they are now."""
     hits: int
     possible: int
     """Requests that could be a hit."""
@@ -150,26 +154,38 @@ class Load:
     """CPU seconds that it used."""
 
 
-def generate(ports: Sequence[int], conversations: int, size: int, seed: int, seconds: float) -> Load:
-    """One generator's part: conversations of its own, and the streams of one process that decides."""
-    source, own = Conversations(conversations, size, seed), time.process_time()
+def generate(ports: Sequence[int], seconds: float, source: Conversations) -> Load:
+    """One generator's part: its conversations go on, with the streams of one process that decides."""
+    own, hits, possible = time.process_time(), source.hits, source.possible
     result = direct.run(ports, source, CONNECTIONS // len(ports), STREAMS, seconds)
-    return Load(result.seconds, result.latencies, source.hits, source.possible, time.process_time() - own)
+    own = time.process_time() - own
+    return Load(result.seconds, result.latencies, source, source.hits - hits, source.possible - possible, own)
 
 
-def load(epps: Sequence[rig.Epp], deciding: int, size: int, seed: int, seconds: float) -> list[Load]:
-    """So many processes that decide get load from as many generators, of which each has connections to all of them."""
-    ports, conversations = [epp.grpc_port for epp in epps], CONVERSATIONS // deciding
-    part = partial(generate, ports, conversations, size, seconds=seconds)
-    with ProcessPoolExecutor(deciding, multiprocessing.get_context("fork")) as pool:
-        return list(pool.map(part, [seed * deciding + number for number in range(deciding)]))
+@dataclass
+class Arrangement:
+    """Pickers that are measured, and the conversations that they take part in. These go on from round to round, so that
+    caches are as full in the first as in the last."""
+
+    reading: Reading
+    epps: list[rig.Epp]
+    sources: list[Conversations]
+
+    def load(self, seconds: float) -> list[Load]:
+        """As many generators as processes that decide; each has connections to all pickers."""
+        part = partial(generate, [epp.grpc_port for epp in self.epps], seconds)
+        with ProcessPoolExecutor(len(self.sources), multiprocessing.get_context("fork")) as pool:
+            loads = list(pool.map(part, self.sources))
+        self.sources = [each.source for each in loads]
+        return loads
 
 
-def measure(reading: Reading, epps: Sequence[rig.Epp], size: int, seed: int, seconds: float) -> None:
+def measure(arrangement: Arrangement, seconds: float) -> None:
     """One round."""
-    pids = [pid for epp in epps for pid in processes(epp)]
+    reading = arrangement.reading
+    pids = [pid for epp in arrangement.epps for pid in processes(epp)]
     before, busy, began = [rig.cpu_seconds(pid) for pid in pids], busy_seconds(), time.perf_counter()
-    loads = load(epps, reading.deciding, size, seed, seconds)
+    loads = arrangement.load(seconds)
     took = time.perf_counter() - began
     used = [rig.cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True)]
     busy = busy_seconds() - busy - sum(used)
@@ -186,23 +202,27 @@ def measure(reading: Reading, epps: Sequence[rig.Epp], size: int, seed: int, sec
 
 def run(endpoints: Path, rounds: int, seconds: float, size: int, cores: float = 1.0) -> list[Reading]:
     """All arrangements in turns, the first of them another one in every round."""
-    readings = [Reading(1, cores=cores), Reading(2, cores=cores), Reading(1, pickers=2, cores=cores)]
+    readings = [Reading(1, cores=cores), Reading(2, cores=cores)]
+    if (os.cpu_count() or 1) < PLENTY:
+        readings.append(Reading(1, pickers=2, cores=cores))
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        pairs = [
-            (reading, [enter(rig.serving(endpoints, f"--workers={reading.workers}")) for _ in range(reading.pickers)])
-            for reading in readings
-        ]
+        arrangements = []
+        for reading in readings:
+            epps = [enter(rig.serving(endpoints, f"--workers={reading.workers}")) for _ in range(reading.pickers)]
+            part = CONVERSATIONS // reading.deciding
+            sources = [Conversations(part, size, number) for number in range(reading.deciding)]
+            arrangements.append(Arrangement(reading, epps, sources))
         if cores < 1.0:
-            deciding = [pid for _, epps in pairs for epp in epps for pid in processes(epp)[1:] or processes(epp)]
-            enter(rationed(deciding, cores))
-        for reading, epps in pairs:
-            load(epps, reading.deciding, size, -1, WARM_UP_SECONDS)
-        for seed in range(rounds):
-            print(f"round {seed + 1} of {rounds}", file=sys.stderr, flush=True)
-            for reading, epps in pairs if seed % 2 else reversed(pairs):
+            epps = [epp for each in arrangements for epp in each.epps]
+            enter(rationed([pid for epp in epps for pid in processes(epp)[1:] or processes(epp)], cores))
+        for each in arrangements:
+            each.load(WARM_UP_SECONDS)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            for each in arrangements if number % 2 else reversed(arrangements):
                 time.sleep(REST_SECONDS)
-                measure(reading, epps, size, seed, seconds)
+                measure(each, seconds)
     return readings
 
 
@@ -215,15 +235,14 @@ def verdict(found: Ratio, bound: float) -> str:
 
 def judge(readings: Sequence[Reading]) -> list[tuple[str, Ratio, str]]:
     """What is bounded: name, ratio, verdict."""
-    one, two, strangers = readings
+    one, two, *strangers = readings
     measured, hits = ratio(two.throughput, one.throughput), ratio(two.hits, one.hits)
     enough = all(sorted(each.free)[len(each.free) // 2] >= each.deciding * each.cores for each in (one, two))
-    beside = ratio([2 * each for each in two.throughput], strangers.throughput)
-    return [
-        ("throughput, two workers ÷ one", measured, verdict(measured, THROUGHPUT) if enough else FEW),
-        ("throughput, two workers ÷ half of two strangers", beside, verdict(beside, THROUGHPUT)),
-        ("hits, two workers ÷ one", hits, verdict(hits, 1 - HITS)),
-    ]
+    found = [("throughput, two workers ÷ one", measured, verdict(measured, THROUGHPUT) if enough else FEW)]
+    for pair in strangers:
+        beside = ratio([2 * each for each in two.throughput], pair.throughput)
+        found.append(("throughput, two workers ÷ half of two strangers", beside, verdict(beside, THROUGHPUT)))
+    return [*found, ("hits, two workers ÷ one", hits, verdict(hits, 1 - HITS))]
 
 
 def show(readings: Sequence[Reading]) -> None:
@@ -240,9 +259,10 @@ def show(readings: Sequence[Reading]) -> None:
             ("free cores", each.free, 1, ".1f"),
         ):
             print(f"  {name:36}{' '.join(format(value * scale, form) for value in values)}")
-    one, two, strangers = readings
-    print(f"CPU per request: two workers ÷ one {ratio(two.cpu, one.cpu)}, ÷ strangers {ratio(two.cpu, strangers.cpu)}")
-    print(f"p99: two workers ÷ one {ratio(two.p99, one.p99)}, ÷ strangers {ratio(two.p99, strangers.p99)}")
+    one, two, *strangers = readings
+    for other in (one, *strangers):
+        cpu, p99 = ratio(two.cpu, other.cpu), ratio(two.p99, other.p99)
+        print(f"{two.name} ÷ {other.name}: CPU per request {cpu}, p99 {p99}")
     for name, found, told in judge(readings):
         print(f"{name}: {found}: {told}")
     if any(told == FEW for _, _, told in judge(readings)):

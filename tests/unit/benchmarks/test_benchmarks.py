@@ -193,6 +193,12 @@ class TestWorkers:
     def test_verdicts(self, throughput: float, hits: float, free: float, verdicts: list[str]) -> None:
         assert [told for _, _, told in workers.judge(self.readings(throughput, hits, free))] == verdicts
 
+    def test_with_plenty_of_cores_there_are_no_strangers(self, capsys: pytest.CaptureFixture[str]) -> None:
+        readings = self.readings(180.0, 0.89, 14.0)[:2]
+        assert [(name.rpartition(" ÷ ")[2], told) for name, _, told in workers.judge(readings)] == [("one", "met")] * 2
+        workers.show(readings)
+        assert "strangers" not in capsys.readouterr().out
+
     def test_the_page_has_them(self, tmp_path: Path) -> None:
         found = [asdict(each) for each in self.readings(170.0, 0.9, 2.5)]
         (tmp_path / "workers.json").write_text(json.dumps(found))
