@@ -299,9 +299,9 @@ def workers(record: Sequence[Record]) -> str:
     text = "Whole ext_proc exchanges without a gateway, as many streams for every process that decides.\n"
     if len(readings) > 2:
         text += (
-            "Strangers are two pickers that know nothing of each other: on two free cores they do twice what one does,\n"
-            "and here what these cores allow, so two workers over half of them is what two workers over one would be\n"
-            "on free cores.\n"
+            "Strangers are two pickers that know nothing of each other: on two free cores they do twice what one\n"
+            "does, and here what these cores allow, so two workers over half of them is what two workers over one\n"
+            "would be on free cores.\n"
         )
     if (cores := readings[0].cores) < 1.0:
         text += f"Each process that decides may have {cores:g} of a core: so much of two is free on this machine.\n"

@@ -199,8 +199,8 @@ class PrefixIndex:
     def add(self, endpoint: Endpoint, hashes: Sequence[int], capacity: int) -> list[int]:
         """The endpoint has been sent a prompt with these hashes; it remembers ``capacity`` plain blocks at most.
 
-        The prompt's end becomes older than its beginning: without its beginning, an end could never match. No hash may
-        be there twice. Returns those that peers should hear of: new there, or not used in this era before.
+        The prompt's end becomes older than its beginning: without its beginning, an end could never match. Returns
+        those that peers should hear of: new there, or not used in this era before.
         """
         slot = self._slots.number(endpoint)
         if slot == len(self._caches):
@@ -214,17 +214,18 @@ class PrefixIndex:
         era = period >> _ERA
         fresh: list[Any] = []
         news: list[Any] = []
-        numbers: list[Any] = list(hashes)
+        numbers: list[Any] = hashes if isinstance(hashes, list) else list(hashes)
         before = len(used)
+        blocks = len(holders)
         at = len(numbers)
         while at:
             at -= 1
             number: Any = numbers[at]
-            known = holders.get(number)
+            known = holders.setdefault(number, mine)
             if known is mine:
-                continue
-            if known is None:
-                holders[number] = mine
+                if len(holders) == blocks:
+                    continue  # used in this period before
+                blocks += 1
                 fresh.append(number)
                 news.append(number)
             elif (periods := known.periods) is not None:

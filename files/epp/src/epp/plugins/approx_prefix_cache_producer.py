@@ -121,7 +121,7 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
 
     def learn(self, endpoint: Endpoint, hashes: Sequence[int]) -> None:
         """Peers have sent prompts with these block hashes to the endpoint."""
-        self._index.add(endpoint, list(dict.fromkeys(hashes)), self._capacity(endpoint, self._block_bytes((endpoint,))))
+        self._index.add(endpoint, hashes, self._capacity(endpoint, self._block_bytes((endpoint,))))
 
     def known(self) -> Iterator[tuple[Endpoint, Sequence[int]]]:
         """All that is remembered: the block hashes of each endpoint, the oldest first."""

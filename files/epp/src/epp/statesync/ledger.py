@@ -139,6 +139,8 @@ class Ledger:
         for where, tokens in news.sent:
             if endpoint := store.at(where):
                 store.sent_elsewhere(endpoint, tokens)
+        for where in {where for where, _ in news.sent}:
+            if endpoint := store.at(where):
                 store.busy(endpoint)
         for name, where, packed in news.prefixes:
             learner, found = store.journal.learners.get(name), store.at(where)

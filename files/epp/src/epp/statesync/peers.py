@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 EVERYBODY = b"*"
 """The topic that all peers read. A peer's own name is a topic, too."""
-DELAY_SECONDS = 0.01
+DELAY_SECONDS = 0.02
 """How long news wait for more to come along. To send or to hear a message costs as much as a request."""
 HEARTBEAT_SECONDS = 0.5
 RESOLVE_SECONDS = 5.0
