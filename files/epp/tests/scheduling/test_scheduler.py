@@ -238,6 +238,7 @@ def test_endpoints_known_to_be_gone_get_nothing() -> None:
     datastore = store(3)
     scheduler = build({"default": {"max-score-picker": 1.0}}, datastore)
     first, second, third = datastore.endpoints()
+    first.metrics.updated_at, second.unmetered, third.metrics.updated_at = 1.0, True, 1.0
     first.refused = second.refused = True
     picked = {scheduler.schedule(request(), datastore.endpoints()).endpoints[0].name for _ in range(30)}
     assert picked == {third.name}
@@ -245,6 +246,19 @@ def test_endpoints_known_to_be_gone_get_nothing() -> None:
     with pytest.raises(Rejection) as refusal:
         scheduler.schedule(request(), datastore.endpoints())
     assert (refusal.value.status, refusal.value.reason) == (503, "rejected-no-endpoints")
+
+
+def test_endpoints_that_refuse_and_were_never_read_are_the_last_resort() -> None:
+    datastore = store(3)
+    scheduler = build({"default": {"max-score-picker": 1.0}}, datastore)
+    first, second, third = datastore.endpoints()
+    first.metrics.updated_at = 1.0
+    second.refused = third.refused = True
+    assert {scheduler.schedule(request(), datastore.endpoints()).endpoints[0].name for _ in range(30)} == {first.name}
+    assert scheduler.schedule(request(), [third]).endpoints[0].name == third.name
+    first.refused = True
+    picked = {scheduler.schedule(request(), datastore.endpoints()).endpoints[0].name for _ in range(30)}
+    assert picked == {second.name, third.name}
 
 
 def test_several_profiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,10 +336,13 @@ class Scheduler:
                 raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
     def _standing(self, candidates: Sequence[Endpoint]) -> list[Endpoint]:
-        """The candidates without those whose process is known to be gone."""
+        """The candidates without those where nobody listens. If none is left, those of them that were never read: they
+        may serve elsewhere than they show metrics."""
         if candidates is self._datastore.endpoints():
-            return self._datastore.standing()
-        return [endpoint for endpoint in candidates if not endpoint.refused]
+            standing = self._datastore.standing()
+        else:
+            standing = [endpoint for endpoint in candidates if not endpoint.refused]
+        return standing or [each for each in candidates if not (each.metrics.updated_at or each.unmetered)]
 
     def _profile(self, name: str) -> ProfileRunner:
         return self._by_name[name]
