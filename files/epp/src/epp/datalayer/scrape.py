@@ -313,7 +313,7 @@ class _Reader:
             self._timer, self._due = self._loop.call_later(delay, self.begin), due
 
     def doubt(self) -> None:
-        """If it has refused, look again whether it does."""
+        """If it could not be read, look again: a refusal says more now than it did."""
         if self._failing:
             self._interval = self._options.interval
             self.hasten(0.0)
