@@ -275,8 +275,9 @@ def show(readings: Sequence[Reading]) -> None:
 def main() -> int:
     """Measure, print, keep the raw figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per round and arrangement")
+    # Many short ones: what disturbs a machine lasts for seconds, and then spoils few of them.
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per round and arrangement")
     parser.add_argument("--bytes", type=int, default=1000, help="that each turn of a conversation adds to its prompt")
     parser.add_argument("--cores", type=float, default=1.0, help="what each process that decides gets of a core")
     parser.add_argument("--output", type=Path, help="write the raw figures to this JSON file")

@@ -7,7 +7,7 @@ other (the transport and the scheduler, say) can still speak of the same things.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,6 +109,20 @@ class Endpoint:
     def __post_init__(self) -> None:
         """Write the wire name once: it is used on every request."""
         self.hostport = f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def reachable(endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    """Those of ``endpoints`` that requests may go to: the ones that do not refuse or, if none is left, the ones that
+    were never read, because they may serve elsewhere than they show metrics. The very ``endpoints`` if none refuses."""
+    for endpoint in endpoints:
+        if endpoint.refused:
+            return [each for each in endpoints if not each.refused] or unread(endpoints)
+    return endpoints
+
+
+def unread(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """Those of ``endpoints`` that have never said anything of themselves, not even that they have no metrics."""
+    return [each for each in endpoints if not (each.metrics.updated_at or each.unmetered)]
 
 
 @dataclass(slots=True)

@@ -64,6 +64,23 @@ def test_what_was_handed_out_stays_as_it_was() -> None:
     check(store)
 
 
+@pytest.mark.parametrize("count", [2, LARGE])
+def test_where_all_refuse_those_that_were_never_read_are_left(count: int) -> None:
+    store = Datastore()
+    store.replace(pool(count))
+    first, second, *others = store.endpoints()
+    first.metrics.updated_at, second.unmetered = 1.0, True
+    for endpoint in store.endpoints():
+        endpoint.refused = True
+        store.changed(endpoint)
+    assert store.standing() == others
+    store.standing().clear()
+    assert store.standing() == others, "the list is the caller's own"
+    second.refused = False
+    store.changed(second)
+    assert store.standing() == [second]
+
+
 @pytest.mark.parametrize("holders", [0, 1, LARGE // 3, LARGE])
 def test_values_of_few_and_of_many(holders: int) -> None:
     store = Datastore()

@@ -302,7 +302,7 @@ class TestPool:
 
     async def test_endpoints_whose_process_is_gone(self, world: World) -> None:
         for endpoint in world.endpoints:
-            endpoint.refused = True
+            endpoint.metrics.updated_at, endpoint.refused = 1.0, True
         _, waiting = world.ask()
         await asyncio.sleep(0.05)
         assert not waiting.done()
@@ -310,6 +310,13 @@ class TestPool:
         async with asyncio.timeout(TIMEOUT):
             await waiting
         assert world.endpoints[0].inflight == 1
+
+    async def test_endpoints_that_refuse_and_were_never_read(self, world: World) -> None:
+        """Where there is no other they may serve all the same: the scheduler routes to them, so nobody waits."""
+        read, unread = world.endpoints
+        read.metrics.updated_at, read.refused, unread.refused = 1.0, True, True
+        _, granted = world.ask()
+        assert isinstance(granted, str)
 
     async def test_the_fullest_stage_counts(self) -> None:
         world = World(room=10)

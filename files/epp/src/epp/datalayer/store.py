@@ -14,7 +14,7 @@ from typing import Protocol
 from epp.datalayer.columns import Candidates, Columns
 from epp.datalayer.hold import Hold
 from epp.datalayer.journal import Journal
-from epp.model import NO_FLOW, Charge, Endpoint, EndpointMetrics, Flow, FlowShare
+from epp.model import NO_FLOW, Charge, Endpoint, EndpointMetrics, Flow, FlowShare, reachable, unread
 
 SEEN_AFTER = 0.02
 """Seconds that a request may need from the decision until the engine counts it (gateway, network, tokenizer)."""
@@ -63,13 +63,13 @@ class Datastore:
         return self._endpoints
 
     def standing(self) -> list[Endpoint]:
-        """Those of them whose process is not known to be gone, in a list of the caller's own."""
+        """Those of them that requests may go to (see :func:`epp.model.reachable`), in a list of the caller's own."""
         if len(self._endpoints) < LARGE:
-            return [endpoint for endpoint in self._endpoints if not endpoint.refused]
+            return list(reachable(self._endpoints))
         columns = self._columns
         if columns is None or not columns.refresh():
             columns = self._columns = Columns(self._endpoints)
-        return Candidates(columns)
+        return Candidates(columns) if columns.standing else unread(self._endpoints)
 
     def changed(self, endpoint: Endpoint) -> None:
         """Something of an endpoint has changed that decides where requests go; for whoever does not do so here."""

@@ -24,7 +24,7 @@ from epp.flowcontrol.eviction import InFlight
 from epp.flowcontrol.outcomes import Outcome, evicted, refusal
 from epp.flowcontrol.queue import FlowKey, Item
 from epp.flowcontrol.saturation import Saturation
-from epp.model import Endpoint, InferenceRequest, Rejection
+from epp.model import Endpoint, InferenceRequest, Rejection, reachable
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class FlowController[T]:
 
     def _one(self) -> bool:
         """Grant one request, or make room for one; False when there is nothing more to do now."""
-        endpoints = self._standing()
+        endpoints = reachable(self._pool.endpoints())
         if not endpoints or not self.core.requests:
             return False
         now = self._clock()
@@ -292,15 +292,7 @@ class FlowController[T]:
         item.series.finished(_outcome(item), now - item.enqueued)
 
     def _look_at_pool(self, now: float) -> None:
-        self.core.pool(not self._standing(), now)
-
-    def _standing(self) -> tuple[Endpoint, ...]:
-        """The endpoints without those whose process is known to be gone."""
-        endpoints = self._pool.endpoints()
-        for endpoint in endpoints:
-            if endpoint.refused:
-                return tuple(each for each in endpoints if not each.refused)
-        return endpoints
+        self.core.pool(not reachable(self._pool.endpoints()), now)
 
     def _arm(self) -> None:
         """See to it that it is looked again in time."""

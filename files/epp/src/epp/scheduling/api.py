@@ -119,7 +119,7 @@ class Endpoints(Protocol):
         """All endpoints that may serve now."""
 
     def standing(self) -> list[Endpoint]:
-        """Those of them whose process is not known to be gone, in a list of the caller's own."""
+        """Those of them that requests may go to (see :func:`epp.model.reachable`), in a list of the caller's own."""
 
     def sent(self, endpoint: Endpoint, tokens: int) -> None:
         """Count a request of ``tokens`` uncached prompt tokens that the endpoint's metrics do not show yet."""

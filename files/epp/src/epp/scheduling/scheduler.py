@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage
+from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage, reachable
 from epp.scheduling.api import (
     BYTES_PER_TOKEN,
     Admitter,
@@ -336,13 +336,10 @@ class Scheduler:
                 raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
 
     def _standing(self, candidates: Sequence[Endpoint]) -> list[Endpoint]:
-        """The candidates without those where nobody listens. If none is left, those of them that were never read: they
-        may serve elsewhere than they show metrics."""
+        """Those of the candidates that requests may go to, in a list that filters may change."""
         if candidates is self._datastore.endpoints():
-            standing = self._datastore.standing()
-        else:
-            standing = [endpoint for endpoint in candidates if not endpoint.refused]
-        return standing or [each for each in candidates if not (each.metrics.updated_at or each.unmetered)]
+            return self._datastore.standing()
+        return list(reachable(candidates))
 
     def _profile(self, name: str) -> ProfileRunner:
         return self._by_name[name]
