@@ -296,15 +296,19 @@ def workers(record: Sequence[Record]) -> str:
         costs = [f"{statistics.median(values) * 1e6:.0f}" for values in (each.cpu, each.parent)]
         rest = [f"{statistics.median(each.hits):.3f}", f"{statistics.median(each.free):.1f}"]
         rows.append([each.name, *counts, *costs, *rest])
-    text = "Whole ext_proc exchanges without a gateway, as many streams for every process that decides.\n"
+    first = readings[0]
+    text = (
+        "Whole ext_proc exchanges without a gateway, as many streams for every process that decides;\n"
+        f"{len(first.throughput)} rounds on a machine of {first.machine} cores.\n"
+    )
     if len(readings) > 2:
         text += (
             "Strangers are two pickers that know nothing of each other: on two free cores they do twice what one\n"
             "does, and here what these cores allow, so two workers over half of them is what two workers over one\n"
             "would be on free cores.\n"
         )
-    if (cores := readings[0].cores) < 1.0:
-        text += f"Each process that decides may have {cores:g} of a core: so much of two is free on this machine.\n"
+    if first.cores < 1.0:
+        text += f"Each process that decides may have {first.cores:g} of a core: so much of two is free on this machine.\n"
     head = ("", "requests/s", "CPU µs/request", "of it the parent", "hits", "free cores")
     lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
     lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]

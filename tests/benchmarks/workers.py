@@ -114,6 +114,8 @@ class Reading:
     """Cores that neither the generators nor anybody else used."""
     cores: float = 1.0
     """What each process that decides may have of them."""
+    machine: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Cores that there are."""
 
     @property
     def deciding(self) -> int:
@@ -197,13 +199,13 @@ def measure(arrangement: Arrangement, seconds: float) -> None:
     reading.client.append(sum(each.cpu for each in loads) / count)
     reading.p99.append(percentile(latencies, 99))
     reading.hits.append(sum(each.hits for each in loads) / sum(each.possible for each in loads))
-    reading.free.append(max(0.0, (os.cpu_count() or 1) - busy / took))
+    reading.free.append(max(0.0, reading.machine - busy / took))
 
 
 def run(endpoints: Path, rounds: int, seconds: float, size: int, cores: float = 1.0) -> list[Reading]:
     """All arrangements in turns, the first of them another one in every round."""
     readings = [Reading(1, cores=cores), Reading(2, cores=cores)]
-    if (os.cpu_count() or 1) < PLENTY:
+    if readings[0].machine < PLENTY:
         readings.append(Reading(1, pickers=2, cores=cores))
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -276,7 +278,7 @@ def main() -> int:
     """Measure, print, keep the raw figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__.partition("\n")[0])
     # Many short ones: what disturbs a machine lasts for seconds, and then spoils few of them.
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=160)
     parser.add_argument("--seconds", type=float, default=1.0, help="per round and arrangement")
     parser.add_argument("--bytes", type=int, default=1000, help="that each turn of a conversation adds to its prompt")
     parser.add_argument("--cores", type=float, default=1.0, help="what each process that decides gets of a core")
