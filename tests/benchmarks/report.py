@@ -308,7 +308,7 @@ def workers(record: Sequence[Record]) -> str:
             "would be on free cores.\n"
         )
     if first.cores < 1.0:
-        text += f"Each process that decides may have {first.cores:g} of a core: so much of two is free on this machine.\n"
+        text += f"Each process that decides may have {first.cores:g} of a core: so much of two is free here.\n"
     head = ("", "requests/s", "CPU µs/request", "of it the parent", "hits", "free cores")
     lines = ["## Workers\n", f"`{COMMANDS['workers']}`\n", text, table(head, rows)]
     lines += [f"- {name}: {found}: {told}" for name, found, told in judge(readings)]

@@ -13,7 +13,6 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.extproc import Director, StreamService, Watchdog
-from epp.extproc.director import NoObjectives
 from epp.model import Decision, Endpoint, InferenceRequest
 from epp.observe import PoolRecorder, Recorder
 from epp.queueing import flow_controller
@@ -72,10 +71,13 @@ class Asker(AsyncProducer, RequestHook):
             raise RuntimeError("on purpose")
 
 
-class Rewriting(NoObjectives):
+class Rewriting:
     """Another model for one."""
 
     resource, target = "rule", "qwen"
+
+    def priority(self, objective: str, model: str) -> int:
+        return 0
 
     def rewrite(self, model: str) -> Any:
         return self if model == "llama" else None

@@ -13,7 +13,6 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse
 from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.extproc import Director, StreamService, Watchdog
-from epp.extproc.director import NoObjectives
 from epp.extproc.watchdog import Hung
 from epp.model import Endpoint, InferenceRequest
 from epp.observe import PoolRecorder, Recorder
@@ -34,11 +33,14 @@ BODY = b'{"model": "llama", "prompt": "hello"}'
 TIMEOUT = 20.0
 
 
-class Priorities(NoObjectives):
+class Priorities:
     """Two objectives."""
 
     def priority(self, objective: str, model: str) -> int:
         return PRIORITIES.get(objective, 0)
+
+    def rewrite(self, model: str) -> None:
+        """All are asked for as they are."""
 
 
 class Waiting:

@@ -12,7 +12,7 @@ from epp.config import EndpointPickerConfig, PluginSpec, ProfileSpec
 from epp.config.schema import ProfilePlugin
 from epp.datalayer import Datastore
 from epp.model import Endpoint, InferenceRequest, Rejection
-from epp.observe import Recorder
+from epp.observe import PoolRecorder, Recorder
 from epp.scheduling import Admitter, HeaderProcessor, Producer, Scheduler, Screener
 
 
@@ -63,7 +63,7 @@ def scheduler(datastore: Datastore) -> Scheduler:
         profile_handler="single-profile-handler",
         saturation_detector="utilization-detector",
     )
-    return Scheduler.from_config(cfg, registry, datastore, Recorder("pool"), 1)
+    return Scheduler.from_config(cfg, registry, datastore, PoolRecorder(Recorder(), "pool"), 1)
 
 
 def play(scheduler: Scheduler, datastore: Datastore, **headers: str) -> str:

@@ -15,7 +15,7 @@ from epp.config import EndpointPickerConfig, PluginSpec, ProfileSpec
 from epp.config.schema import ProfilePlugin
 from epp.datalayer import Datastore
 from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
-from epp.observe import Recorder
+from epp.observe import PoolRecorder, Recorder
 from epp.scheduling import (
     Context,
     Filter,
@@ -131,7 +131,7 @@ def build(
         profile_handler=handler,
         saturation_detector="utilization-detector",
     )
-    return Scheduler.from_config(cfg, registry, datastore, Recorder("pool"), seed)
+    return Scheduler.from_config(cfg, registry, datastore, PoolRecorder(Recorder(), "pool"), seed)
 
 
 def request(**fields: Any) -> InferenceRequest:
@@ -296,12 +296,16 @@ def run(scheduler: Scheduler, datastore: Datastore, prompt: bytes) -> Endpoint:
 
 def test_a_shared_prefix_stays_together_and_distinct_prompts_spread() -> None:
     datastore = store(4)
-    scheduler = Scheduler.from_config(config.default(), plugins.registry(), datastore, Recorder("pool"), seed=3)
+    scheduler = Scheduler.from_config(
+        config.default(), plugins.registry(), datastore, PoolRecorder(Recorder(), "pool"), seed=3
+    )
     shared = [run(scheduler, datastore, b"system prompt " * 200 + b"%d " % i * 20).name for i in range(200)]
     assert max(shared.count(name) for name in set(shared)) > 190
     datastore = store(4)
     fill(datastore, waiting=0, kv=0.0)
-    scheduler = Scheduler.from_config(config.default(), plugins.registry(), datastore, Recorder("pool"), seed=3)
+    scheduler = Scheduler.from_config(
+        config.default(), plugins.registry(), datastore, PoolRecorder(Recorder(), "pool"), seed=3
+    )
     spread = [run(scheduler, datastore, b"%d " % i * 300).name for i in range(200)]
     assert [spread.count(f"e{i}") for i in range(4)] == [50, 50, 50, 50], "between two readings, too"
 
@@ -322,7 +326,7 @@ def test_plugins_that_need_each_other_in_a_circle() -> None:
         saturation_detector="",
     )
     with pytest.raises(ValueError, match="circle: a -> b -> a"):
-        Scheduler.from_config(cfg, registry, store(), Recorder())
+        Scheduler.from_config(cfg, registry, store(), PoolRecorder(Recorder(), "pool"))
 
 
 class Misfits(Scorer, Filter, Picker, HeaderProcessor, ResponseHook):
@@ -377,7 +381,7 @@ def test_plugins_that_return_nonsense(
         profile_handler="single-profile-handler",
         saturation_detector="utilization-detector",
     )
-    scheduler = Scheduler.from_config(cfg, registry, datastore, Recorder("pool"), 1)
+    scheduler = Scheduler.from_config(cfg, registry, datastore, PoolRecorder(Recorder(), "pool"), 1)
     asked = request()
     scheduler.request_headers(asked)
     decision = scheduler.schedule(asked, datastore.endpoints())

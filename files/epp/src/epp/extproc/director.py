@@ -157,7 +157,7 @@ class Recorder(StreamRecorder, Protocol):
     """Metrics; see ``epp.observe``."""
 
     def request(
-        self, model: str, target_model: str, size: int, priority: int = ..., fairness_id: str = ...
+        self, model: str, target_model: str, size: int, priority: int = 0, fairness_id: str = ""
     ) -> RequestRecord:
         """A request has been parsed."""
 

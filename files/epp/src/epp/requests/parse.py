@@ -16,53 +16,21 @@ import msgspec
 from epp.model import BodyError, ParsedBody, RawRequest
 from epp.requests import form, media
 from epp.requests.apis import APIS, DEFAULT, FALLBACKS, LENIENT, READERS, UNKNOWN_PATH, Api
+from epp.requests.fields import ABSENT, Body, Sampling
 from epp.requests.protobuf import WireError
 from epp.requests.readers import BodyReader
 from epp.requests.scan import members, text
 from epp.requests.wrapped import unwrap
 
-_ABSENT = msgspec.Raw(b"")
 _NO_HEADERS: Mapping[str, str] = {}
 GRPC = "application/grpc"
 MAX_PATHS = 1024
 """Different paths of which the interface is remembered."""
 
 
-class _Body(msgspec.Struct):
-    """Members that matter, checked for syntax and not decoded: a wrong type is the engine's to refuse."""
-
-    model: msgspec.Raw = _ABSENT
-    stream: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    messages: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    instructions: msgspec.Raw = _ABSENT
-    system: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    items: msgspec.Raw = _ABSENT
-    token_ids: msgspec.Raw = _ABSENT
-    input_ids: msgspec.Raw = _ABSENT
-    text: msgspec.Raw = _ABSENT
-    text_1: msgspec.Raw = _ABSENT
-    query: msgspec.Raw = _ABSENT
-    max_tokens: msgspec.Raw = _ABSENT
-    max_completion_tokens: msgspec.Raw = _ABSENT
-    max_output_tokens: msgspec.Raw = _ABSENT
-    sampling_params: msgspec.Raw = _ABSENT
-    cache_salt: msgspec.Raw = _ABSENT
-    extra_key: msgspec.Raw = _ABSENT
-
-
-class _Sampling(msgspec.Struct):
-    """What vLLM's and SGLang's own interfaces put below ``sampling_params``."""
-
-    max_tokens: msgspec.Raw = _ABSENT
-    max_new_tokens: msgspec.Raw = _ABSENT
-
-
-_decoder = msgspec.json.Decoder(_Body)
-_sampling = msgspec.json.Decoder(_Sampling)
-_MEMBERS = frozenset(_Body.__struct_fields__)
+_decoder = msgspec.json.Decoder(Body)
+_sampling = msgspec.json.Decoder(Sampling)
+_MEMBERS = frozenset(Body.__struct_fields__)
 _PROMPTS = frozenset(name for apis in (*APIS.values(), (LENIENT,)) for api in apis for name in api.prompt)
 
 
@@ -162,7 +130,7 @@ def _parse_json(api: Api, body: bytes, truncated: bool, headers: Mapping[str, st
         model=model or "",
         prompt=lead + prompt if lead else prompt,
         lead=len(lead),
-        stream=fields.stream is not _ABSENT and bytes(fields.stream) == b"true",
+        stream=fields.stream is not ABSENT and bytes(fields.stream) == b"true",
         max_tokens=_max_tokens(fields),
         cache_salt=_string(fields.cache_salt) or _string(fields.extra_key) or "",
     )
@@ -171,11 +139,11 @@ def _parse_json(api: Api, body: bytes, truncated: bool, headers: Mapping[str, st
     return parsed
 
 
-def _partial(body: bytes) -> _Body:
+def _partial(body: bytes) -> Body:
     """What is whole in the beginning of a body, and the beginning of its prompt."""
     if not body.lstrip().startswith(b"{"):
         raise msgspec.DecodeError("expected an object")
-    fields = _Body()
+    fields = Body()
     for member in members(body):
         if member.key in _MEMBERS and (member.complete or member.key in _PROMPTS):
             setattr(fields, member.key, msgspec.Raw(body[member.start : member.end]))
@@ -210,11 +178,11 @@ def _unwrapped(body: bytes) -> bytes:
     return body[data.start : data.end]
 
 
-def _prompt(api: Api, fields: _Body) -> tuple[bytes, bytes]:
+def _prompt(api: Api, fields: Body) -> tuple[bytes, bytes]:
     """What stands before the prompt, and the prompt."""
     for name in api.prompt:
         raw = getattr(fields, name)
-        if raw is _ABSENT:
+        if raw is ABSENT:
             continue
         value = bytes(raw)
         if value and value != b"null":
@@ -246,15 +214,15 @@ def is_json(content_type: str) -> bool:
 
 def _string(raw: msgspec.Raw) -> str | None:
     """The text of a JSON string, None for anything else."""
-    if raw is _ABSENT:
+    if raw is ABSENT:
         return None
     data = bytes(raw)
     return text(data) if data.startswith(b'"') else None
 
 
-def _max_tokens(fields: _Body) -> int:
+def _max_tokens(fields: Body) -> int:
     found = _first_number(fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens)
-    if found or fields.sampling_params is _ABSENT or not bytes(fields.sampling_params).startswith(b"{"):
+    if found or fields.sampling_params is ABSENT or not bytes(fields.sampling_params).startswith(b"{"):
         return found
     try:
         sampling = _sampling.decode(fields.sampling_params)
@@ -266,7 +234,7 @@ def _max_tokens(fields: _Body) -> int:
 def _first_number(*raws: msgspec.Raw) -> int:
     """The first JSON integer above 0, 0 if there is none."""
     for raw in raws:
-        if raw is _ABSENT:
+        if raw is ABSENT:
             continue
         data = bytes(raw)
         if data.isdigit() and len(data) < 19 and int(data):

@@ -17,6 +17,7 @@ from itertools import repeat
 import msgspec
 
 from epp.model import Usage
+from epp.requests.fields import Counts, Details
 from epp.requests.scan import value_end
 
 TAIL_BYTES = 16_384
@@ -28,25 +29,7 @@ _AFTER = 1024
 """Bytes that are kept of the piece behind a usage, which may have been cut in the middle."""
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Counts(msgspec.Struct):
-    """The names of the completion API, of the Responses API (input, output), of Anthropic's (cache_*), of SGLang's."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-
-_decoder = msgspec.json.Decoder(_Counts)
+_decoder = msgspec.json.Decoder(Counts)
 
 
 class UsageTail:
@@ -100,7 +83,7 @@ class UsageTail:
         return _usage(first or last, last)
 
 
-def _last(text: bytes) -> _Counts | None:
+def _last(text: bytes) -> Counts | None:
     """The last usage object that can be read. A search for fixed bytes is much faster than one by a pattern."""
     at = len(text)
     while (at := max(map(text.rfind, _MARKS, repeat(0), repeat(at)))) >= 0:
@@ -110,12 +93,15 @@ def _last(text: bytes) -> _Counts | None:
     return None
 
 
-def _readable(found: Iterable[tuple[bytes, int]]) -> _Counts | None:
+def _readable(found: Iterable[tuple[bytes, int]]) -> Counts | None:
     """The first of these usage objects that is whole and has counts."""
     for text, start in found:
         # Most have no object in them, so that the first bracket is theirs; what is no JSON so far goes on.
+        end = text.find(b"}", start) + 1
+        if not end:
+            continue
         try:
-            return _decoder.decode(text[start : text.find(b"}", start) + 1])
+            return _decoder.decode(text[start:end])
         except (msgspec.DecodeError, RecursionError):
             end, complete = value_end(text, start)
         if not complete:
@@ -127,10 +113,10 @@ def _readable(found: Iterable[tuple[bytes, int]]) -> _Counts | None:
     return None
 
 
-def _usage(first: _Counts, last: _Counts) -> Usage:
+def _usage(first: Counts, last: Counts) -> Usage:
     """What the last says, and what it leaves open as the first says it."""
     prompt = _known(last.prompt_tokens, last.input_tokens, first.prompt_tokens, first.input_tokens)
-    details = last.prompt_tokens_details or last.input_tokens_details or _Details()
+    details = last.prompt_tokens_details or last.input_tokens_details or Details()
     cached = _known(
         details.cached_tokens,
         last.cached_tokens,
