@@ -33,7 +33,8 @@ INTRODUCTION = """\
 bounds of the data path. The EPP of this repository and the Go EPP of GAIE v1.3.0 (built from its module) ran side by
 side, in turns, with the same scorers (queue, KV cache, prefix cache), endpoints and load, behind the same Envoy. The
 machine is small and shared: times are of little worth, and ratios are what counts: ours ÷ Go, with the 95 % confidence
-interval over the rounds. The raw figures lie in `performance/`.
+interval over the rounds. A section that names another machine was measured there. The raw figures lie in
+`performance/`.
 """
 
 _PLACEMENT = """\

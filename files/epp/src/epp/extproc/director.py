@@ -156,9 +156,7 @@ class StreamRecorder(Protocol):
 class Recorder(StreamRecorder, Protocol):
     """Metrics; see ``epp.observe``."""
 
-    def request(
-        self, model: str, target_model: str, size: int, priority: int = 0, fairness_id: str = ""
-    ) -> RequestRecord:
+    def request(self, model: str, target_model: str, size: int, priority: int, fairness_id: str) -> RequestRecord:
         """A request has been parsed."""
 
     def rejected(self, code: str) -> None:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from epp.requests.fields import ABSENT
 from epp.requests.scan import text, value_end
 
 BYTES_PER_TOKEN = 4
@@ -38,7 +39,6 @@ AUDIO_SECONDS = "x-llm-d-audio-duration-seconds"
 VIDEO_SECONDS = "x-llm-d-video-duration-seconds"
 VIDEO_RESOLUTION = "x-llm-d-video-resolution"
 
-_ABSENT = msgspec.Raw(b"")
 _DATA = re.compile(rb'"(?:url|data)"\s*:\s*(?=")')
 _TYPE = re.compile(rb'"media_type"\s*:\s*"(\w+)/')
 _URL = re.compile(rb"data:([^;,]*)[^,]*,")
@@ -71,12 +71,12 @@ class Estimate(NamedTuple):
 class _Item(msgspec.Struct):
     """A message, or a part of one; what holds no media is passed over and not looked at."""
 
-    content: msgspec.Raw = _ABSENT
-    image_url: msgspec.Raw = _ABSENT
-    input_audio: msgspec.Raw = _ABSENT
-    source: msgspec.Raw = _ABSENT
-    video_url: msgspec.Raw = _ABSENT
-    audio_url: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = ABSENT
+    image_url: msgspec.Raw = ABSENT
+    input_audio: msgspec.Raw = ABSENT
+    source: msgspec.Raw = ABSENT
+    video_url: msgspec.Raw = ABSENT
+    audio_url: msgspec.Raw = ABSENT
 
 
 _items = msgspec.json.Decoder(list[_Item])

@@ -9,10 +9,9 @@ import msgspec
 
 from epp.model import BodyError
 from epp.requests import form
+from epp.requests.fields import ABSENT
 from epp.requests.parse import is_json
 from epp.requests.scan import members, text
-
-_ABSENT = msgspec.Raw(b"")
 
 
 class MemberReader:
@@ -21,7 +20,7 @@ class MemberReader:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(dict.fromkeys(names))
         keys = {f"f{index}": name for index, name in enumerate(self._names)}
-        fields = [(key, msgspec.Raw, _ABSENT) for key in keys]
+        fields = [(key, msgspec.Raw, ABSENT) for key in keys]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Members", fields, rename=keys))
         self._keys = keys
 
