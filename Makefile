@@ -55,11 +55,7 @@ coverage: env ## The endpoint picker's own tests; fails where they reach less th
 SITE_PACKAGES = $(shell $(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 compiled: env ## The endpoint picker's compiled parts, where they are: its tests, inside of its image
 	python -m lab.images.inside epp python tests/target/inside_image.py $(SITE_PACKAGES) \
-		-q -p no:cacheprovider files/epp/tests/transport files/epp/tests/extproc files/epp/tests/bbr \
-		files/epp/tests/scheduling files/epp/tests/plugins files/epp/tests/statesync files/epp/tests/flowcontrol \
-		files/epp/tests/observe files/epp/tests/requests files/epp/tests/workers files/epp/tests/datalayer/test_prefix.py \
-		files/epp/tests/datalayer/test_store.py files/epp/tests/datalayer/test_columns.py \
-		files/epp/tests/datalayer/test_kvevents.py -m 'not cluster and not envoy'
+		-q -p no:cacheprovider files/epp/tests --ignore=files/epp/tests/fuzz -m 'not cluster and not envoy'
 
 envoy: env ## The endpoint picker behind the real Envoy
 	pytest -q files/epp/tests -m envoy

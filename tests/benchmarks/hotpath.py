@@ -10,6 +10,9 @@ by itself. ``--against`` measures another source tree as well, in turns.
 The parts: *transport* is HTTP/2 and gRPC with a service behind it that answers with constants; *parse*, *schedule* and
 *routing* are what a decision consists of, called by themselves; *protocol* is what is left. *reading* is one reading of
 an endpoint's metrics, with its timer and sockets, from a server in another process.
+
+The image, parts of which are compiled, against the sources:
+``python -m lab.images.inside epp env PYTHONPATH=tests python -m benchmarks.hotpath --against .``
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from typing import Any
 import uvloop
 from ports import free_port
 
+import epp
 from benchmarks import rig
 from benchmarks.envoy_frames import COMPLETION, EVENT, LAST, Answer, EnvoyFrames, streams_answered
 from epp import config, plugins
@@ -357,10 +361,10 @@ def least(all_rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, 
     }
 
 
-def other(tree: Path, names: list[str], seed: int) -> dict[str, dict[str, float]]:
-    """One round with the sources of a tree, in a process of its own."""
+def other(tree: Path | None, names: list[str], seed: int) -> dict[str, dict[str, float]]:
+    """One round with the sources of a tree, or with what is installed, in a process of its own."""
     here = Path(__file__).resolve().parents[1]
-    paths = [str(tree / "files" / "epp" / "src"), str(here)]
+    paths = [*([str(tree / "files" / "epp" / "src")] if tree else []), str(here)]
     command = [sys.executable, "-m", "benchmarks.hotpath", "--json", f"--seed={seed}", "--only", *names]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
@@ -407,7 +411,9 @@ def main() -> int:
             if case.name in given.only:
                 profile(case, exchange)
     else:
-        here = Path(__file__).resolve().parents[2]
+        here: Path | None = Path(__file__).resolve().parents[2]
+        if here not in Path(epp.__file__).parents:
+            here = None  # as in the image, where parts of it are compiled
         ours, theirs = [], []
         for number in range(given.rounds):
             ours.append(other(here, given.only, given.seed + 10 * number))

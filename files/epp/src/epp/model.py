@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The nouns that every room of the EPP shares: endpoints, requests, decisions.
 
-Plain data and nothing else: this module imports no other part of the EPP, so that rooms which must not know each
-other (the transport and the scheduler, say) can still speak of the same things.
+Plain data and nothing else: this module imports no other part of the EPP but :mod:`epp.refusals`, so that rooms which
+must not know each other (the transport and the scheduler, say) can still speak of the same things. It is compiled where
+that can be; what is made for every request has an ``__init__`` of its own, because those of dataclasses are not.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from epp.refusals import BodyError as BodyError
+from epp.refusals import Immediate as Immediate
+from epp.refusals import Rejection as Rejection
+from epp.refusals import Reply as Reply
 
-@dataclass(slots=True)
+
+@dataclass(init=False, slots=True)
 class EndpointMetrics:
     """What a model server last said of itself, in its own units.
 
@@ -20,23 +26,53 @@ class EndpointMetrics:
     fraction (0..1), the rest are counts. ``block_size`` (tokens) and ``num_blocks`` are 0 while unknown.
     """
 
-    waiting: int = 0
-    running: int = 0
-    kv_cache_usage: float = 0.0
-    block_size: int = 0
-    num_blocks: int = 0
-    max_lora: int = 0
-    running_adapters: frozenset[str] = frozenset()
-    waiting_adapters: frozenset[str] = frozenset()
-    custom: Mapping[str, float] = field(default_factory=dict)
+    waiting: int
+    running: int
+    kv_cache_usage: float
+    block_size: int
+    num_blocks: int
+    max_lora: int
+    running_adapters: frozenset[str]
+    waiting_adapters: frozenset[str]
+    custom: Mapping[str, float]
     """Further metrics that the configuration asks for (customMetrics), by attribute key; only those on the page."""
-    reports_waiting: bool = True
+    reports_waiting: bool
     """The engine has a metric of its queue; without one, what is in flight and does not run is taken to wait."""
-    reports_running: bool = True
+    reports_running: bool
     """The engine has a metric of its batch; without one, what is in flight and does not wait is taken to run."""
-    updated_at: float = 0.0
-    interval: float = 0.0
+    updated_at: float
+    interval: float
     """Seconds until the reading after this one was due: what arrives later than that is late, not idle."""
+
+    def __init__(
+        self,
+        waiting: int = 0,
+        running: int = 0,
+        kv_cache_usage: float = 0.0,
+        block_size: int = 0,
+        num_blocks: int = 0,
+        max_lora: int = 0,
+        running_adapters: frozenset[str] = frozenset(),
+        waiting_adapters: frozenset[str] = frozenset(),
+        custom: Mapping[str, float] | None = None,
+        reports_waiting: bool = True,
+        reports_running: bool = True,
+        updated_at: float = 0.0,
+        interval: float = 0.0,
+    ) -> None:
+        self.waiting = waiting
+        self.running = running
+        self.kv_cache_usage = kv_cache_usage
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.max_lora = max_lora
+        self.running_adapters = running_adapters
+        self.waiting_adapters = waiting_adapters
+        self.custom = {} if custom is None else custom
+        self.reports_waiting = reports_waiting
+        self.reports_running = reports_running
+        self.updated_at = updated_at
+        self.interval = interval
 
     def copy(self) -> EndpointMetrics:
         """The same figures in a new object; ``dataclasses.replace`` takes ten times as long."""
@@ -125,47 +161,85 @@ def unread(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
     return [each for each in endpoints if not (each.metrics.updated_at or each.unmetered)]
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class InferenceRequest:
     """One request as the scheduler sees it. ``headers`` have lower-case names; ``prompt`` is what prefixes are hashed
     over: the bytes of the body's prompt or messages, as the client sent them."""
 
     request_id: str
     headers: Mapping[str, str]
-    model: str = ""
+    model: str
     """The model that the client asked for."""
-    target_model: str = ""
+    target_model: str
     """The model that the endpoint is asked for; differs from ``model`` after a rewrite."""
-    prompt: bytes = b""
-    body: bytes = b""
+    prompt: bytes
+    body: bytes
     """What the endpoint will get, while plugins ask services about it; empty before and after."""
-    prepared: bool = False
+    prepared: bool
     """Those services have answered, and the producers that they depend on need not run again."""
-    stream: bool = False
-    size: int = 0
+    stream: bool
+    size: int
     """Bytes of the body."""
-    max_tokens: int = 0
+    max_tokens: int
     """Upper bound of output tokens that the client set; 0 when it set none."""
-    prompt_tokens: int = 0
+    prompt_tokens: int
     """Tokens of the prompt, estimated or counted; 0 until somebody knows. The scheduler estimates what is left 0."""
-    output_tokens: int = 0
+    output_tokens: int
     """Estimated tokens of the answer that count as load; 0 unless a producer says otherwise."""
-    lead: int = 0
+    lead: int
     """Bytes at the beginning of ``prompt`` that are not the prompt itself but what engines render before it (tools, a
     system prompt), as JSON values of their own."""
-    parts: int = 0
+    parts: int
     """Images, recordings and videos in the prompt."""
-    cache_salt: str = ""
+    cache_salt: str
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
-    objective: str = ""
-    fairness_id: str = "default-flow"
-    priority: int = 0
-    attributes: dict[str, object] = field(default_factory=dict)
+    objective: str
+    fairness_id: str
+    priority: int
+    attributes: dict[str, object]
     """What producers found out about this request, by key; lives from the decision to the end of the response."""
 
-
-class BodyError(ValueError):
-    """A body that cannot be routed; the text is for the client, who gets it with 400."""
+    def __init__(
+        self,
+        request_id: str,
+        headers: Mapping[str, str],
+        model: str = "",
+        target_model: str = "",
+        prompt: bytes = b"",
+        body: bytes = b"",
+        prepared: bool = False,
+        stream: bool = False,
+        size: int = 0,
+        max_tokens: int = 0,
+        prompt_tokens: int = 0,
+        output_tokens: int = 0,
+        lead: int = 0,
+        parts: int = 0,
+        cache_salt: str = "",
+        objective: str = "",
+        fairness_id: str = "default-flow",
+        priority: int = 0,
+        attributes: dict[str, object] | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.headers = headers
+        self.model = model
+        self.target_model = target_model
+        self.prompt = prompt
+        self.body = body
+        self.prepared = prepared
+        self.stream = stream
+        self.size = size
+        self.max_tokens = max_tokens
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.lead = lead
+        self.parts = parts
+        self.cache_salt = cache_salt
+        self.objective = objective
+        self.fairness_id = fairness_id
+        self.priority = priority
+        self.attributes = {} if attributes is None else attributes
 
 
 @dataclass(slots=True)
@@ -182,24 +256,44 @@ class RawRequest:
     """The body may go on beyond what is here (BUFFERED_PARTIAL)."""
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class ParsedBody:
     """What a request body says. A body that is none of our business gives an empty one."""
 
-    model: str = ""
-    prompt: bytes = b""
+    model: str
+    prompt: bytes
     """JSON bytes of the prompt, the messages or the input, as the client sent them."""
-    stream: bool = False
-    max_tokens: int = 0
+    stream: bool
+    max_tokens: int
     """Upper bound of output tokens that the client set; 0 when it set none."""
-    cache_salt: str = ""
+    cache_salt: str
     """vLLM's ``cache_salt``: prompts with different salts share no prefix cache."""
-    tokens: int = 0
+    tokens: int
     """Tokens of the prompt where its bytes do not tell: token ids are counted, images and recordings estimated."""
-    parts: int = 0
+    parts: int
     """Images, recordings and videos in the prompt."""
-    lead: int = 0
+    lead: int
     """Bytes of ``prompt`` that come from members which engines render before it."""
+
+    def __init__(
+        self,
+        model: str = "",
+        prompt: bytes = b"",
+        stream: bool = False,
+        max_tokens: int = 0,
+        cache_salt: str = "",
+        tokens: int = 0,
+        parts: int = 0,
+        lead: int = 0,
+    ) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.stream = stream
+        self.max_tokens = max_tokens
+        self.cache_salt = cache_salt
+        self.tokens = tokens
+        self.parts = parts
+        self.lead = lead
 
 
 @dataclass(slots=True, frozen=True)
@@ -221,87 +315,60 @@ class AnswerReader(Protocol):
         """The token counts so far; None while nothing is known. Asked for once, at the end."""
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Charge:
     """What one request costs one endpoint, in estimated tokens, from the decision to the end of the answer."""
 
     endpoint: Endpoint
-    prompt_tokens: int = 0
+    prompt_tokens: int
     """Tokens of the prompt that it must compute: those that its prefix cache is not believed to hold."""
-    output_tokens: int = 0
+    output_tokens: int
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        prompt_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
+        self.endpoint = endpoint
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Decision:
     """Where a request goes: the first endpoint is meant, the others are fallbacks in order of preference."""
 
     endpoints: tuple[Endpoint, ...]
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float]
     """``hostport`` to weighted score of the primary profile."""
-    profiles: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    profiles: Mapping[str, tuple[Endpoint, ...]]
     """What each profile that ran has picked, the primary one included."""
-    cached: bool = False
+    cached: bool
     """The first endpoint is believed to hold the beginning of the prompt in its prefix cache."""
-    charges: tuple[Charge, ...] = ()
+    charges: tuple[Charge, ...]
     """Who works on the request: the first endpoint, then those that help it (with the prefill, say)."""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str]
     """More headers to set on the request; plugins add to them until it goes out. An empty one is removed: what is
     written for the proxies behind this EPP must not come from clients."""
-    destination: str = ""
+    destination: str
     """What the gateway is told in place of the endpoints, where a proxy in between finds the endpoint itself."""
 
-    def __post_init__(self) -> None:
-        """Whoever says nothing of charges means the first endpoint."""
-        if not self.charges:
-            self.charges = (Charge(self.endpoints[0]),)
-
-
-class Immediate(Exception):
-    """A request that the picker answers itself; raised in place of a decision."""
-
-    status: int
-    """HTTP status."""
-
-    def body(self) -> str:
-        """The text that the client receives."""
-        raise NotImplementedError
-
-    def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
-        return {}
-
-
-class Reply(Immediate):
-    """An answer that needs no endpoint."""
-
-    def __init__(self, body: str, content_type: str = "application/json", status: int = 200) -> None:
-        super().__init__(f"answered with {status}")
-        self.status = status
-        self._body, self._content_type = body, content_type
-
-    def body(self) -> str:
-        """What was asked for."""
-        return self._body
-
-    def headers(self) -> dict[str, str]:
-        """What the body is."""
-        return {"content-type": self._content_type}
-
-
-class Rejection(Immediate):
-    """A request that will not be sent to any endpoint.
-
-    ``status`` is the HTTP status, ``code`` the reference's error class (``ResourceExhausted``, ``ServiceUnavailable``,
-    ``BadRequest`` ...), ``reason`` the value of the dropped-reason header, empty when the reference sends none.
-    """
-
-    def __init__(self, status: int, code: str, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.reason = reason
-
-    def body(self) -> str:
-        """The text that the client receives, in the reference's form."""
-        return f"inference error: {self.code} - {self.message}"
+    def __init__(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        scores: Mapping[str, float] | None = None,
+        profiles: Mapping[str, tuple[Endpoint, ...]] | None = None,
+        cached: bool = False,
+        charges: tuple[Charge, ...] = (),
+        headers: dict[str, str] | None = None,
+        destination: str = "",
+    ) -> None:
+        self.endpoints = endpoints
+        self.scores = {} if scores is None else scores
+        self.profiles = {} if profiles is None else profiles
+        self.cached = cached
+        # Whoever says nothing of charges means the first endpoint.
+        self.charges = charges or (Charge(endpoints[0]),)
+        self.headers = {} if headers is None else headers
+        self.destination = destination

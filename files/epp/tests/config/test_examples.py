@@ -8,7 +8,7 @@ import pytest
 from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.model import Endpoint, InferenceRequest
-from epp.observe import Recorder
+from epp.observe import PoolRecorder, Recorder
 from epp.scheduling import Scheduler
 
 OLD = "apiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -244,7 +244,7 @@ def test_it_loads_and_schedules(name: str) -> None:
     datastore = Datastore("pool")
     labels = {"gpu": "h100"}
     datastore.replace([Endpoint(f"e{i}", "ns", f"p{i}", f"10.0.0.{i + 1}", 8000, labels) for i in range(3)])
-    scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, Recorder("pool"), seed=1)
+    scheduler = Scheduler.from_config(cfg, plugins.registry(), datastore, PoolRecorder(Recorder(), "pool"), seed=1)
     headers = {"test-epp-endpoint-selection": "10.0.0.1", "x-session-id": "s"}
     request = InferenceRequest("id", headers, model="m", prompt=b'"hello" ' * 200)
     scheduler.request_headers(request)

@@ -14,7 +14,7 @@ from epp import config, plugins
 from epp.datalayer import Datastore
 from epp.extproc import Director, StreamService, Watchdog
 from epp.extproc.watchdog import Hung
-from epp.model import Endpoint, InferenceRequest
+from epp.model import Endpoint
 from epp.observe import PoolRecorder, Recorder
 from epp.queueing import flow_controller
 from epp.scheduling import Scheduler
@@ -266,17 +266,18 @@ async def test_a_plugin_that_hangs_when_the_turn_comes(wire: Any, monkeypatch: p
     """It costs its own request, and nobody else's."""
     world = Waiting(wire)
     first, second, third = (world.stream() for _ in range(3))
-    schedule = world.scheduler.schedule
+    handler: Any = world.scheduler.plugin("single-profile-handler")
+    pick = handler.pick
     calls = 0
 
-    def hang_once(request: InferenceRequest, candidates: Any) -> Any:
+    def hang_once(*given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise Hung("the decision took more than 2 s")
-        return schedule(request, candidates)
+        return pick(*given)
 
-    monkeypatch.setattr(world.scheduler, "schedule", hang_once)
+    monkeypatch.setattr(handler, "pick", hang_once)
     first.leave()
     (answer,) = await second.read()
     assert answer.immediate_response.status.code == 503

@@ -18,7 +18,7 @@ from epp import plugins
 from epp.config import EndpointPickerConfig, PluginSpec, ProfileSpec
 from epp.config.schema import ProfilePlugin
 from epp.datalayer import Datastore
-from epp.datalayer.load import Column, Known
+from epp.datalayer.known import Column, Known
 from epp.datalayer.store import LARGE
 from epp.model import Endpoint, EndpointMetrics, InferenceRequest
 from epp.observe import PoolRecorder, Recorder

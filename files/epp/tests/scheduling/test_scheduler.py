@@ -17,12 +17,14 @@ from epp.datalayer import Datastore
 from epp.model import Decision, Endpoint, InferenceRequest, Rejection, Usage
 from epp.observe import PoolRecorder, Recorder
 from epp.scheduling import (
+    Admitter,
     Context,
     Filter,
     HeaderProcessor,
     Picker,
     Plugin,
     PluginError,
+    PrefixMatch,
     Producer,
     Profile,
     ProfileHandler,
@@ -31,7 +33,7 @@ from epp.scheduling import (
     Scheduler,
     Scorer,
 )
-from epp.scheduling.api import NoParameters
+from epp.scheduling.api import PREFIX_MATCH, NoParameters
 from epp.scheduling.scheduler import NO_ENDPOINTS
 
 
@@ -106,7 +108,26 @@ class Notes(RequestHook):
         self.told.append(f"post {usage}")
 
 
-OWN: tuple[type[Plugin], ...] = (ByName, Broken, Nothing, TwoProfiles, Notes)
+class OverQuota(Rejection):
+    """A kind of rejection that only its plugin knows."""
+
+
+class Quota(Admitter, Producer):
+    """Believes in half blocks, and refuses who asks for another model."""
+
+    TYPE = "quota"
+
+    def produce(self, request: InferenceRequest, endpoints: list[Endpoint]) -> None:
+        halves: Any = dict.fromkeys(endpoints, 2.5)
+        request.attributes[f"{PREFIX_MATCH}/{self.name}"] = PrefixMatch(range(9), 16, halves)
+
+    def admit(self, request: InferenceRequest, endpoints: list[Endpoint]) -> str:
+        if request.model != "m":
+            raise OverQuota(402, "PaymentRequired", "that is not what you pay for")
+        return ""
+
+
+OWN: tuple[type[Plugin], ...] = (ByName, Broken, Nothing, TwoProfiles, Notes, Quota)
 
 
 def store(count: int = 3) -> Datastore:
@@ -205,6 +226,18 @@ def test_filters_that_leave_nothing_are_429() -> None:
         scheduler.schedule(request(), datastore.endpoints())
     assert (caught.value.status, caught.value.reason) == (429, "rejected-saturated")
     assert "failed to find target endpoint" in caught.value.message
+
+
+def test_what_plugins_make_of_the_models_types() -> None:
+    """Whatever number there is, and exceptions of their own: compiled code is choosy about types."""
+    datastore = store()
+    scheduler = build({"default": {"quota": 1.0, "max-score-picker": 1.0}}, datastore)
+    asked = request(prompt_tokens=100)
+    decision = scheduler.schedule(asked, datastore.endpoints())
+    assert decision.cached
+    assert [charge.prompt_tokens for charge in decision.charges] == [60]
+    with pytest.raises(OverQuota, match="not what you pay for"):
+        scheduler.schedule(request(model="other"), datastore.endpoints())
 
 
 def fill(datastore: Datastore, waiting: int, kv: float) -> None:

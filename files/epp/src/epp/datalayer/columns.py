@@ -14,10 +14,11 @@ from itertools import repeat
 import numpy as np
 
 from epp.datalayer import load
+from epp.datalayer.known import Column, Counts, Known
 from epp.model import Endpoint
 
 
-class Candidates(load.Known):
+class Candidates(Known):
     """The endpoints of a pool for one decision. Who leaves some out, or changes their order, makes another list."""
 
     def __init__(self, columns: Columns) -> None:
@@ -29,15 +30,15 @@ class Candidates(load.Known):
         """Those of the pool that are left out, because nobody listens there."""
         return self._columns.refused
 
-    def waiting(self) -> load.Counts:
+    def waiting(self) -> Counts:
         """:func:`load.waiting` of each."""
         return self._columns.waiting
 
-    def kv_free(self) -> load.Column:
+    def kv_free(self) -> Column:
         """What :func:`load.kv_usage` leaves of each."""
         return self._columns.kv_free
 
-    def spread(self, values: Mapping[Endpoint, float]) -> load.Column:
+    def spread(self, values: Mapping[Endpoint, float]) -> Column:
         """The value of each, 0 for those that have none."""
         columns = self._columns
         count = len(columns.standing)

@@ -19,35 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 
-import numpy as np
-from numpy.typing import NDArray
-
+from epp.datalayer.known import Known
 from epp.model import Endpoint
-
-type Column = NDArray[np.float64]
-"""A figure of each endpoint, in the endpoints' order."""
-type Counts = NDArray[np.int64]
-"""The same in whole numbers."""
 
 CACHE_TOKENS = 500_000
 """Tokens of a KV cache of unknown size: what one GPU with 80 GB holds for a model of some 8 billion parameters. It
 only has to tell apart endpoints that were sent different amounts, until their metrics do."""
-
-
-class Known(list[Endpoint]):
-    """Endpoints whose load somebody keeps at hand. What it hands out is not to be written to."""
-
-    def waiting(self) -> Counts:
-        """:func:`waiting` of each."""
-        raise NotImplementedError
-
-    def kv_free(self) -> Column:
-        """What :func:`kv_usage` leaves of each."""
-        raise NotImplementedError
-
-    def spread(self, values: Mapping[Endpoint, float]) -> Column:
-        """The value of each, 0 for those that have none."""
-        raise NotImplementedError
 
 
 def waiting(endpoint: Endpoint) -> int:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from epp.extproc import messages as m
 from epp.extproc.machine import NeedDecision, Route
@@ -23,6 +23,7 @@ from epp.extproc.tracing import Tracing
 from epp.model import Charge, Decision, Endpoint, Flow, InferenceRequest, Rejection, Usage
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
+clock: Final = time.perf_counter
 log = logging.getLogger(__name__)
 
 Report = Mapping[str, Mapping[str, float]]
@@ -263,7 +264,7 @@ class Routing:
 
     def grant(self) -> Ticket:
         """Send it to an endpoint now. Raises whatever keeps it from going; then nothing is held."""
-        return self.director.route(self.need, self.request, self.record, time.perf_counter() - self.spent)
+        return self.director.route(self.need, self.request, self.record, clock() - self.spent)
 
     def refused(self, code: str) -> None:
         """It will never be granted."""
@@ -311,7 +312,7 @@ class Director:
 
     def decide(self, need: NeedDecision) -> Ticket | Awaitable[Ticket]:
         """Route one request, now or when its turn comes. Raises Rejection; then nothing is held."""
-        started = time.perf_counter()
+        started = clock()
         try:
             parsed = self._parse(need)
         except BodyError as error:
@@ -327,11 +328,11 @@ class Director:
         record = self._record(request)
         if self._scheduler.asks:
             # Begun at once: a task that is cancelled before its first turn could not close the record.
-            work = self._ask_first(need, request, record, time.perf_counter() - started)
+            work = self._ask_first(need, request, record, clock() - started)
             return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         if self._flow is None:
             return self.route(need, request, record, started)
-        return self._flow.submit(Routing(self, need, request, record, time.perf_counter() - started))
+        return self._flow.submit(Routing(self, need, request, record, clock() - started))
 
     async def _ask_first(
         self, need: NeedDecision, request: InferenceRequest, record: RequestRecord, spent: float
@@ -350,7 +351,7 @@ class Director:
         finally:
             request.body = b""
         with self._watchdog:
-            started = time.perf_counter() - spent
+            started = clock() - spent
             if self._flow is None:
                 return self.route(need, request, record, started)
             found = self._flow.submit(Routing(self, need, request, record, spent))
@@ -397,7 +398,7 @@ class Director:
             names = (request.request_id, request.model, request.target_model, len(need.body), route.destination)
             log.debug("request %s for %s (%s), %d bytes: to %s", *names)
         request.prompt = b""  # as large as the body, and an answer may take minutes
-        self._recorder.processing("request", time.perf_counter() - started)
+        self._recorder.processing("request", clock() - started)
         ticket = Ticket(request, decision, route, record, hold, self)
         if self._flow is not None:
             self._flow.dispatched(ticket)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -24,6 +24,7 @@ from epp.extproc.machine import NeedDecision, ProtocolError, StreamMachine, noth
 from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
 
+clock: Final = time.perf_counter
 log = logging.getLogger(__name__)
 
 Messages = Iterable[bytes]
@@ -121,7 +122,7 @@ class Exchange:
 
     def receive(self, data: bytes) -> Messages | Coroutine[Any, Any, Messages]:
         """The answers to one ProcessingRequest, later if the decision takes its time. Raises ProtocolError."""
-        started = time.perf_counter() if self._ticket is not None else 0.0
+        started = clock() if self._ticket is not None else 0.0
         try:
             out = self._machine.feed(read(data))
         except DecodeError as error:
@@ -129,7 +130,7 @@ class Exchange:
         if isinstance(out, NeedDecision):
             return self._decide(out)
         if self._ticket is not None and self._machine.response is not None:
-            self._spent += time.perf_counter() - started
+            self._spent += clock() - started
             report = self._follow_response()
             if report:
                 return r.reported(out, report)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
@@ -17,6 +18,7 @@ from epp.observe.decisions import DecisionLog
 from epp.observe.figures import Figures
 from epp.observe.series import Buckets, Value
 
+clock: Final = time.perf_counter
 PRECISE = "precise-prefix-cache-producer"
 PD_HANDLER = "pd-profile-handler"
 """The plugin whose decisions have a metric of their own, too."""
@@ -85,13 +87,13 @@ class RequestRecord:
 
     def __init__(self, figures: Figures, bound: _Bound) -> None:
         self._figures, self._bound = figures, bound
-        self._started = time.perf_counter()
+        self._started = clock()
         self._first_at = self._last_at = 0.0
         self._ended = False
 
     def piece(self, streaming: bool) -> None:
         """Bytes of the answer's body have arrived: the first ones, or, in a stream of events, further ones."""
-        now = time.perf_counter()
+        now = clock()
         if not self._first_at:
             self._first_at = now
             self._bound.ttft[streaming].observe(now - self._started)
@@ -103,7 +105,7 @@ class RequestRecord:
         """The answer has ended well or was cut off after its beginning."""
         bound = self._bound
         self._end()
-        seconds = time.perf_counter() - self._started
+        seconds = clock() - self._started
         bound.duration.observe(seconds)
         bound.response_bytes.observe(response_bytes)
         if usage is None:

@@ -24,8 +24,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from epp.datalayer.prefix import block_hashes
+from epp.datalayer.prompts import BYTES_PER_TOKEN, PrefixMatch
 from epp.model import Decision, Endpoint, InferenceRequest
-from epp.scheduling.api import BYTES_PER_TOKEN, PREFIX_MATCH, Context, PrefixMatch, Producer, RequestHook, param
+from epp.scheduling.api import PREFIX_MATCH, Context, Producer, RequestHook, param
 
 MAX_BLOCKS = 2048
 

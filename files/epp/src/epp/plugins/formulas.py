@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from epp.datalayer.load import Column, Counts
+from epp.datalayer.known import Column, Counts
 
 
 def fewest_first(counts: Sequence[int]) -> list[float]:

@@ -10,6 +10,7 @@ Source: GAIE v1.3 and llm-d-router scorer of the same type. Between two readings
 from __future__ import annotations
 
 from epp.datalayer import load
+from epp.datalayer.known import Column, Known
 from epp.model import Endpoint, InferenceRequest
 from epp.scheduling.api import Scorer
 
@@ -23,6 +24,6 @@ class KVCacheUtilizationScorer(Scorer):
         """See the module."""
         return load.all_kv_free(endpoints)
 
-    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column:
+    def column(self, request: InferenceRequest, endpoints: Known) -> Column:
         """See the module."""
         return endpoints.kv_free()

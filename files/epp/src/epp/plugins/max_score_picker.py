@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epp.datalayer.load import Column
+from epp.datalayer.known import Column
 from epp.model import Endpoint
 from epp.scheduling.api import Context, Picker, param
 from epp.scheduling.sums import best

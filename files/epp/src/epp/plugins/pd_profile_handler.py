@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from epp.datalayer.prompts import BYTES_PER_TOKEN
 from epp.model import Decision, Endpoint, InferenceRequest
 from epp.plugins import disaggregation
 from epp.plugins.prefix_based_pd_decider import PrefixBasedPDDecider
 from epp.plugins.prefixes import uncached_tokens
-from epp.scheduling.api import BYTES_PER_TOKEN, Context, Decider, Producer, Profile, ProfileHandler, param
+from epp.scheduling.api import Context, Decider, Producer, Profile, ProfileHandler, param
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from typing import Any
 from epp.datalayer.kvblocks import MAX_ENTRIES, BlockIndex, block_keys, first_key
 from epp.datalayer.kvevents import Batch
 from epp.datalayer.kvlisten import Listener, ListenOptions
+from epp.datalayer.prompts import BYTES_PER_TOKEN, PrefixMatch
 from epp.model import Decision, Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import (
     PREFILL_PROFILE,
@@ -42,7 +43,7 @@ from epp.plugins.approx_prefix_cache_producer import (
 )
 from epp.plugins.token_producer import TokenProducer
 from epp.plugins.tokens import extras_of, tokens_of
-from epp.scheduling.api import BYTES_PER_TOKEN, Background, Context, PrefixMatch, TokenizedPrompt, param
+from epp.scheduling.api import Background, Context, TokenizedPrompt, param
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,6 @@ class PrecisePrefixCacheProducerParameters:
         return ELSEWHERE
 
 
-class _Known(PrefixMatch):
-    """A match by what engines say."""
-
-
 class PrecisePrefixCacheProducer(ApproxPrefixCacheProducer, Background):
     """Knows, where the other one estimates."""
 
@@ -189,7 +186,7 @@ class PrecisePrefixCacheProducer(ApproxPrefixCacheProducer, Background):
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """Expect the chosen endpoints to hold the prompt soon, if told so."""
         match = self.match(request)
-        if not isinstance(match, _Known):
+        if match is None or match.weights is None:  # an estimate
             super().pre_request(request, decision)
             return
         if not match.hashes:
@@ -208,7 +205,7 @@ class PrecisePrefixCacheProducer(ApproxPrefixCacheProducer, Background):
         self._context.recorder.prefix_source(self.name, "estimate")
         super().produce(request, endpoints)
 
-    def _look_up(self, request: InferenceRequest, tokenized: TokenizedPrompt, endpoints: list[Endpoint]) -> _Known:
+    def _look_up(self, request: InferenceRequest, tokenized: TokenizedPrompt, endpoints: list[Endpoint]) -> PrefixMatch:
         started, size = time.perf_counter(), self._blocks.block_tokens
         before = first_key(request.target_model or request.model)
         extras = extras_of(tokenized, size, request.cache_salt)
@@ -225,7 +222,7 @@ class PrecisePrefixCacheProducer(ApproxPrefixCacheProducer, Background):
                 weights[endpoint] = weights.get(endpoint, 0.0) + weighed[endpoint]
         best = max(depths.values(), default=0)
         self._context.recorder.kv_lookup(self.name, time.perf_counter() - started, len(keys), best, best)
-        return _Known(keys, size, depths, weights)
+        return PrefixMatch(keys, size, depths, weights)
 
     async def _tidy(self) -> None:
         """Expect nothing for longer than was said, and tell the metrics what has become of the index."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from epp.datalayer.load import Column, Known
+from epp.datalayer.known import Column, Known
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.precise_prefix_cache_producer import (
     PrecisePrefixCacheProducer,

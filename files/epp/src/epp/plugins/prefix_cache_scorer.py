@@ -15,10 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from epp.datalayer import load
+from epp.datalayer.known import Column, Known
+from epp.datalayer.prompts import BYTES_PER_TOKEN, Geometry, PrefixMatch
 from epp.model import Endpoint, InferenceRequest
-from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer, Geometry
+from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from epp.plugins.prefixes import match_of, shares, shares_column
-from epp.scheduling.api import BYTES_PER_TOKEN, PREFIX_MATCH, Context, PrefixMatch, Producer, Scorer, param
+from epp.scheduling.api import PREFIX_MATCH, Context, Producer, Scorer, param
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class PrefixCacheScorer(Scorer):
         match = match_of(request, self._key)
         return shares(match, endpoints) if self._weight == 0.0 else load.spread(self._rates(match), endpoints)
 
-    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column:
+    def column(self, request: InferenceRequest, endpoints: Known) -> Column:
         """See the module."""
         match = match_of(request, self._key)
         return shares_column(match, endpoints) if self._weight == 0.0 else endpoints.spread(self._rates(match))

@@ -6,9 +6,11 @@ from __future__ import annotations
 import numpy as np
 
 from epp.datalayer import load
+from epp.datalayer.known import Column, Known
+from epp.datalayer.prompts import PrefixMatch
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
-from epp.scheduling.api import PREFIX_MATCH, Context, PrefixMatch
+from epp.scheduling.api import PREFIX_MATCH, Context
 
 
 def producer_key(context: Context, wanted: str) -> str:
@@ -36,7 +38,7 @@ def shares(match: PrefixMatch | None, endpoints: list[Endpoint]) -> list[float]:
     return load.spread({endpoint: held / total for endpoint, held in blocks.items()}, endpoints)
 
 
-def shares_column(match: PrefixMatch | None, endpoints: load.Known) -> load.Column:
+def shares_column(match: PrefixMatch | None, endpoints: Known) -> Column:
     """The same in an array."""
     if match is None or not match.blocks or not match.hashes:
         return np.zeros(len(endpoints))

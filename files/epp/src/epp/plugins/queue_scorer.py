@@ -10,6 +10,7 @@ Source: GAIE v1.3 and llm-d-router scorer of the same type. Between two readings
 from __future__ import annotations
 
 from epp.datalayer import load
+from epp.datalayer.known import Column, Known
 from epp.model import Endpoint, InferenceRequest
 from epp.plugins.formulas import fewest_first, fewest_first_column
 from epp.scheduling.api import Scorer
@@ -24,6 +25,6 @@ class QueueScorer(Scorer):
         """See the module."""
         return fewest_first(load.all_waiting(endpoints))
 
-    def column(self, request: InferenceRequest, endpoints: load.Known) -> load.Column:
+    def column(self, request: InferenceRequest, endpoints: Known) -> Column:
         """See the module."""
         return fewest_first_column(endpoints.waiting())

@@ -6,6 +6,7 @@ It knows no plugin by name, no wire format and no configuration file; those are 
 
 from __future__ import annotations
 
+from epp.datalayer.prompts import PrefixMatch
 from epp.model import AnswerReader, BodyError, ParsedBody, RawRequest, Usage
 from epp.scheduling.api import (
     Admitter,
@@ -19,7 +20,6 @@ from epp.scheduling.api import (
     LatencyPrediction,
     Picker,
     Plugin,
-    PrefixMatch,
     Producer,
     Profile,
     ProfileHandler,
@@ -34,7 +34,8 @@ from epp.scheduling.api import (
     TokenizedPrompt,
     param,
 )
-from epp.scheduling.scheduler import PluginError, Scheduler
+from epp.scheduling.builder import PluginError
+from epp.scheduling.scheduler import Scheduler
 
 __all__ = [
     "Admitter",

@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from epp.datalayer.journal import Journal
-from epp.datalayer.load import Column, Known
+from epp.datalayer.known import Column, Known
+from epp.datalayer.prompts import BYTES_PER_TOKEN as BYTES_PER_TOKEN
+from epp.datalayer.prompts import PrefixMatch as PrefixMatch
 from epp.model import AnswerReader, Decision, Endpoint, InferenceRequest, ParsedBody, RawRequest, Reply, Usage
 
 PREFIX_MATCH = "prefix-match"
 """Key prefix in ``InferenceRequest.attributes`` under which producers leave a :class:`PrefixMatch` (``key/<name>``)."""
-
-BYTES_PER_TOKEN = 4
-"""Estimated bytes of prompt per token, as the reference estimates while it has no tokenizer."""
 
 
 def param(
@@ -55,27 +54,6 @@ def param(
 @dataclass(frozen=True)
 class NoParameters:
     """For plugins that take none."""
-
-
-@dataclass(slots=True)
-class PrefixMatch:
-    """How much of one request's prompt each endpoint is believed to hold in its prefix cache."""
-
-    hashes: Sequence[int]
-    """Chained hashes of the prompt's blocks, first block first; a hash may stand for several blocks."""
-    block_tokens: int
-    """Tokens per block."""
-    blocks: Mapping[Endpoint, int] = field(default_factory=dict)
-    """Consecutive blocks held from the start of the prompt; an endpoint that holds none is absent."""
-    weights: Mapping[Endpoint, float] | None = None
-    """The same with blocks counted for less that are not in GPU memory; None where nobody knows."""
-    total: int = 0
-    """Blocks of the prompt; as many as hashes, unless it is given."""
-
-    def __post_init__(self) -> None:
-        """Count the blocks."""
-        if not self.total:
-            self.total = len(self.hashes)
 
 
 TOKENS = "tokens"

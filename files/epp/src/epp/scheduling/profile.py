@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 
-from epp.datalayer.load import Column, Known
+from epp.datalayer.known import Column, Known
 from epp.model import Endpoint, InferenceRequest
 from epp.scheduling.api import Filter, Picker, Plugin, SchedulingRecorder, Scorer
 from epp.scheduling.sums import added, rated
 from epp.scheduling.totals import weighted
 
+clock: Final = time.perf_counter
 log = logging.getLogger(__name__)
 
+Timer = Callable[[float], None]
+"""Takes the seconds of each call of one plugin."""
 NOTHING = "its scores count as 0"
 ERROR_INTERVAL = 10.0
 """Seconds between two log lines about the same failing plugin."""
@@ -90,10 +94,16 @@ class ProfileRunner:
         failures: Failures,
     ) -> None:
         self.name = name
-        self._filters = [(each, recorder.timer("Filter", each.TYPE, each.name)) for each in filters]
-        self._scorers = [(each, weight, recorder.timer("Scorer", each.TYPE, each.name)) for each, weight in scorers]
+        # Plugins are Any from here on: their methods are asked for what they should return, and may return otherwise,
+        # which compiled code would not take.
+        self._filters: list[tuple[Any, Timer]] = [
+            (each, recorder.timer("Filter", each.TYPE, each.name)) for each in filters
+        ]
+        self._scorers: list[tuple[Any, float, Timer]] = [
+            (each, weight, recorder.timer("Scorer", each.TYPE, each.name)) for each, weight in scorers
+        ]
         self._in_columns = {each for each, _ in scorers if _agree(type(each), "score", "column")}
-        self._picker = picker
+        self._picker: Any = picker
         self._picks_of_columns = _agree(type(picker), "pick", "pick_of_column")
         self._timed = recorder.timer("Picker", picker.TYPE, picker.name)
         self._failures = failures
@@ -101,7 +111,6 @@ class ProfileRunner:
     def run(self, request: InferenceRequest, endpoints: list[Endpoint]) -> Outcome | None:
         """Choose among ``endpoints``; None when the filters leave nothing."""
         # The end of one plugin is the beginning of the next: the clock is read once for each.
-        clock = time.perf_counter
         before = clock()
         for filter_, timed in self._filters:
             endpoints = self._filter(filter_, request, endpoints)
@@ -142,7 +151,7 @@ class ProfileRunner:
         self._timed(clock() - before)
         return Outcome(picked, Scores(endpoints, totals))
 
-    def _scores(self, scorer: Scorer, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float] | Column:
+    def _scores(self, scorer: Any, request: InferenceRequest, endpoints: list[Endpoint]) -> list[float] | Column:
         """What the scorer says, one for each endpoint. Raises ValueError for others, and whatever it raises."""
         count = len(endpoints)
         if isinstance(endpoints, Known) and scorer in self._in_columns:
@@ -170,7 +179,7 @@ class ProfileRunner:
                 theirs.append(weight)
         return weighted(good, theirs, count)
 
-    def _filter(self, filter_: Filter, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
+    def _filter(self, filter_: Any, request: InferenceRequest, endpoints: list[Endpoint]) -> list[Endpoint]:
         try:
             kept = filter_.filter(request, endpoints)
             return kept if type(kept) is list else list(kept)
@@ -188,7 +197,7 @@ class ProfileRunner:
                 picked = self._picker.pick(endpoints, totals.tolist())
             if not picked:
                 raise ValueError("it picked nothing")
-            return picked
+            return picked if type(picked) is list else list(picked)
         except Exception:
             self._failures.report(self._picker, "the best-rated endpoint is taken")
             return [endpoints[int(np.argmax(totals))]]

@@ -6,13 +6,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
+from epp.datalayer.prompts import BYTES_PER_TOKEN, cached_tokens
 from epp.model import Charge, Decision, Endpoint, InferenceRequest, Rejection, Usage, reachable
 from epp.scheduling.api import (
-    BYTES_PER_TOKEN,
     Admitter,
     AsyncProducer,
     Background,
@@ -21,7 +20,6 @@ from epp.scheduling.api import (
     HeaderProcessor,
     Picker,
     Plugin,
-    PrefixMatch,
     Producer,
     ProfileHandler,
     Reporter,
@@ -33,23 +31,19 @@ from epp.scheduling.api import (
     Scorer,
     Screener,
 )
-from epp.scheduling.profile import Failures, Outcome, ProfileRunner
+from epp.scheduling.builder import Builder
+from epp.scheduling.profile import Failures, Outcome, ProfileRunner, Timer
 
 if TYPE_CHECKING:
     from epp.config.schema import EndpointPickerConfig, ProfileSpec
 
-Timer = Callable[[float], None]
-"""Takes the seconds of each call of one plugin."""
+clock: Final = time.perf_counter
 NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
 SCREENED = "screeners eliminated all endpoint candidates"
 PREPARE_SECONDS = 0.4
 """What a producer that asks a service may take of a decision's time, as in the reference."""
 MAX_ROUNDS = 8
 """Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
-
-
-class PluginError(ValueError):
-    """A plugin that cannot be made from its parameters; the text names it."""
 
 
 class Scheduler:
@@ -87,7 +81,7 @@ class Scheduler:
         self._early, self._late = self._producers[: last + 1], self._producers[last + 1 :]
         self.workers = [plugin for plugin in plugins if isinstance(plugin, Background)]
         """Plugins that want to run beside the requests."""
-        self._admitters: list[tuple[Admitter, Timer]] = self._timed("Admitter", plugins, Admitter)
+        self._admitters: list[tuple[Any, Timer]] = self._timed("Admitter", plugins, Admitter)
         hooks = [plugin for plugin in plugins if isinstance(plugin, RequestHook)]
         before = [each for each in hooks if type(each).pre_request is not RequestHook.pre_request]
         self._hooks: list[tuple[RequestHook, Timer]] = self._timed("PreRequest", before, RequestHook)
@@ -124,14 +118,14 @@ class Scheduler:
         """Let plugins complete a request by its headers; call it first, before the request waits anywhere. Raises the
         Rejection of one that refuses it."""
         for processor, timed in self._header_processors:
-            started = time.perf_counter()
+            started = clock()
             try:
                 processor.request_headers(request)
             except Rejection:
                 raise
             except Exception:
                 self._failures.report(processor, "the request goes on without it")
-            timed(time.perf_counter() - started)
+            timed(clock() - started)
 
     def admit(self, request: InferenceRequest) -> None:
         """Raise a Rejection (429) for a sheddable request (priority < 0) while the pool is saturated.
@@ -172,7 +166,7 @@ class Scheduler:
         standing = self._standing(candidates)
         if not standing:
             raise Rejection(503, "ServiceUnavailable", NO_ENDPOINTS, "rejected-no-endpoints")
-        started = time.perf_counter()
+        started = clock()
         target = request.target_model or request.model
         endpoint: Endpoint | None = None
         try:
@@ -180,19 +174,19 @@ class Scheduler:
             endpoint = decision.endpoints[0]
             return decision
         finally:
-            self._recorder.scheduled(time.perf_counter() - started, target, endpoint)
+            self._recorder.scheduled(clock() - started, target, endpoint)
 
     def pre_request(self, request: InferenceRequest, decision: Decision) -> None:
         """Tell the plugins that the request goes out now; call it right after :meth:`schedule`, in the same turn."""
         for charge in decision.charges:
             self._datastore.sent(charge.endpoint, charge.prompt_tokens)
         for hook, timed in self._hooks:
-            started = time.perf_counter()
+            started = clock()
             try:
                 hook.pre_request(request, decision)
             except Exception:
                 self._failures.report(hook, "the request goes out without it")
-            timed(time.perf_counter() - started)
+            timed(clock() - started)
 
     def response_received(
         self, served: str, request: InferenceRequest | None = None, decision: Decision | None = None
@@ -203,12 +197,12 @@ class Scheduler:
         """
         headers: dict[str, str] = {}
         for hook, timed in self._response_hooks:
-            started = time.perf_counter()
+            started = clock()
             try:
                 headers.update(hook.response_received(served, request, decision))
             except Exception:
                 self._failures.report(hook, "the answer goes on without it")
-            timed(time.perf_counter() - started)
+            timed(clock() - started)
         return headers
 
     def response_piece(self, request: InferenceRequest, decision: Decision) -> None:
@@ -222,12 +216,12 @@ class Scheduler:
     def response_complete(self, request: InferenceRequest, decision: Decision, usage: Usage | None) -> None:
         """Tell the plugins that the answer has ended, in whatever way."""
         for hook, timed in self._completed:
-            started = time.perf_counter()
+            started = clock()
             try:
                 hook.response_complete(request, decision, usage)
             except Exception:
                 self._failures.report(hook, "it does not learn of this answer")
-            timed(time.perf_counter() - started)
+            timed(clock() - started)
 
     def report(self, request: InferenceRequest, usage: Usage | None) -> dict[str, dict[str, float]]:
         """Dynamic metadata for the end of an answer, by namespace and key."""
@@ -235,13 +229,13 @@ class Scheduler:
         if usage is None:
             return metadata
         for reporter, timed in self._reporters:
-            started = time.perf_counter()
+            started = clock()
             try:
                 for namespace, values in reporter.report(request, usage).items():
                     metadata.setdefault(namespace, {}).update(values)
             except Exception:
                 self._failures.report(reporter, "nothing is reported of this answer")
-            timed(time.perf_counter() - started)
+            timed(clock() - started)
         return metadata
 
     def _decide(self, request: InferenceRequest, candidates: list[Endpoint]) -> Decision:
@@ -255,9 +249,9 @@ class Scheduler:
         outcomes: dict[str, Outcome | None] = {}
         picks: dict[str, list[Endpoint] | None] = {}
         for _ in range(MAX_ROUNDS):
-            started = time.perf_counter()
+            started = clock()
             chosen = handler.pick(request, self._profiles, picks)
-            self._handled(time.perf_counter() - started)
+            self._handled(clock() - started)
             if not chosen:
                 break
             for profile in chosen:
@@ -281,16 +275,16 @@ class Scheduler:
         return decision
 
     def _produce(self, producer: Producer, timed: Timer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
-        started = time.perf_counter()
+        started = clock()
         try:
             producer.produce(request, candidates)
         except Exception:
             self._failures.report(producer, "the request is scheduled without it")
-        timed(time.perf_counter() - started)
+        timed(clock() - started)
 
     async def _ask(self, producer: Producer, request: InferenceRequest, candidates: list[Endpoint]) -> None:
         assert isinstance(producer, AsyncProducer)
-        started = time.perf_counter()
+        started = clock()
         consequence = "the request is scheduled without what it asks for"
         try:
             async with asyncio.timeout(PREPARE_SECONDS) as deadline:
@@ -300,12 +294,12 @@ class Scheduler:
                 self._failures.late(producer, PREPARE_SECONDS, consequence)
             else:
                 self._failures.report(producer, consequence)
-        self._asking[producer](time.perf_counter() - started)
+        self._asking[producer](clock() - started)
 
     def _screen(self, request: InferenceRequest, candidates: list[Endpoint]) -> list[Endpoint]:
         """Those that all screeners leave. Raises Rejection (503) if that is nobody; one that fails leaves all."""
         for screener, timed in self._screeners:
-            started = time.perf_counter()
+            started = clock()
             try:
                 candidates = list(screener.screen(request, candidates))
             except Rejection:
@@ -313,7 +307,7 @@ class Scheduler:
             except Exception:
                 self._failures.report(screener, "the candidates stay as they were")
             finally:
-                timed(time.perf_counter() - started)
+                timed(clock() - started)
             if not candidates:
                 raise Rejection(503, "ServiceUnavailable", SCREENED, "rejected-no-endpoints")
         return candidates
@@ -321,16 +315,17 @@ class Scheduler:
     def _ask_admitters(self, request: InferenceRequest, candidates: list[Endpoint]) -> None:
         """Raise Rejection if one refuses, 429 unless it says otherwise; one that fails lets the request pass."""
         for admitter, timed in self._admitters:
-            started = time.perf_counter()
+            started = clock()
+            refusal: Any
             try:
                 refusal = admitter.admit(request, candidates)
             except Rejection:
                 raise
             except Exception:
                 self._failures.report(admitter, "the request is admitted without it")
-                continue
+                refusal = None
             finally:
-                timed(time.perf_counter() - started)
+                timed(clock() - started)
             if refusal:
                 message = f"request cannot be admitted: {refusal}"
                 raise Rejection(429, "ResourceExhausted", message, "rejected-saturated")
@@ -343,18 +338,6 @@ class Scheduler:
 
     def _profile(self, name: str) -> ProfileRunner:
         return self._by_name[name]
-
-
-def cached_tokens(request: InferenceRequest, endpoint: Endpoint) -> int:
-    """Tokens of the prompt that the endpoint is believed to hold in its prefix cache; the most hopeful producer counts.
-
-    0 means that no producer believes it to hold anything.
-    """
-    cached = 0
-    for value in request.attributes.values():
-        if isinstance(value, PrefixMatch) and (blocks := value.blocks.get(endpoint)):
-            cached = max(cached, blocks * value.block_tokens)
-    return cached
 
 
 def _helpers(
@@ -384,73 +367,3 @@ def _runner(spec: ProfileSpec, builder: Builder, failures: Failures) -> ProfileR
         if isinstance(plugin, Picker):
             pickers.append(plugin)
     return ProfileRunner(spec.name, filters, scorers, pickers[0], builder.recorder, failures)
-
-
-class Builder:
-    """Builds plugins, those first that others ask for; the Context of every plugin."""
-
-    def __init__(
-        self,
-        cfg: EndpointPickerConfig,
-        registry: Mapping[str, type[Plugin]],
-        datastore: Endpoints,
-        recorder: SchedulingRecorder,
-        rng: random.Random,
-    ) -> None:
-        self._specs = {spec.name: spec for spec in cfg.plugins}
-        self._registry = registry
-        self._plugins: dict[str, Plugin] = {}
-        self._building: list[str] = []
-        self.datastore, self.recorder, self.rng = datastore, recorder, rng
-
-    def built(self) -> list[Plugin]:
-        """All plugins so far; each comes after those it asked for."""
-        return list(self._plugins.values())
-
-    def build(self, name: str) -> Plugin:
-        """The plugin of that name, made now unless it is there. Raises PluginError."""
-        if name in self._plugins:
-            return self._plugins[name]
-        if name in self._building:
-            raise PluginError("plugins need each other in a circle: " + " -> ".join([*self._building, name]))
-        spec = self._specs.get(name)
-        if spec is None:
-            raise PluginError(f"no plugin is named {name!r}; add it to plugins")
-        self._building.append(name)
-        try:
-            plugin = self._registry[spec.type](name, spec.parameters, self)
-        except PluginError:
-            raise
-        except Exception as error:
-            message = f"plugin {name} ({spec.type}) cannot be made: {error or type(error).__name__}"
-            if not self._registry[spec.type].__module__.startswith("epp."):
-                # Somebody's own: the last frames are theirs.
-                message += "\n" + "".join(traceback.format_exception(error, limit=-3)).rstrip()
-            raise PluginError(message) from error
-        finally:
-            self._building.pop()
-        self._plugins[name] = plugin
-        return plugin
-
-    def plugin(self, name: str) -> Plugin:
-        """The configured plugin of that name, built first if need be; PluginError if there is none."""
-        return self.build(name)
-
-    def of_type(self, plugin_type: str) -> Plugin:
-        """The first configured plugin of that type; one with default parameters if none is configured."""
-        for spec in self._specs.values():
-            if plugin_type == self._registry[spec.type].TYPE:
-                return self.build(spec.name)
-        if plugin_type not in self._plugins:
-            cls = self._registry[plugin_type]
-            self._plugins[plugin_type] = cls(plugin_type, cls.PARAMETERS(), self)
-        return self._plugins[plugin_type]
-
-    def first(self, kind: type[Plugin]) -> Plugin | None:
-        """The first configured plugin of a class, None if there is none."""
-        name = next((spec.name for spec in self._specs.values() if issubclass(self._registry[spec.type], kind)), None)
-        return None if name is None else self.build(name)
-
-    def adopt(self, plugin: Plugin) -> None:
-        """Let a plugin that another one made for itself take part in the cycle."""
-        self._plugins[f"{plugin.name}/{plugin.TYPE}"] = plugin

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from epp.datalayer.load import Column
+from epp.datalayer.known import Column
 
 
 def rated(scores: Column, count: int) -> Column:
