@@ -131,7 +131,10 @@ def test_an_answer_is_timed_to_its_first_and_last_token() -> None:
     with server(*whole) as url:
         late, later = replay.run(url, [b"{}", b"{}"], [0.0, 0.05])
     assert (late.tokens, late.cached) == (800, 640)
-    assert 0.2 <= late.first <= late.last - 0.3, "headers are no token"
+    # The server's pauses are never shorter than they should be; how late something is noticed depends on the machine.
+    assert late.first >= 0.2, "headers are no token"
+    assert late.last >= 0.5, "the end comes last"
+    assert late.first <= late.last - 0.1, "the first token is there long before the end"
     assert (late.due, later.due) == (0.0, 0.05)
 
 

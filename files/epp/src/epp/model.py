@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from epp.refusals import BodyError as BodyError
 from epp.refusals import Immediate as Immediate
@@ -95,7 +95,7 @@ class EndpointMetrics:
 
 Flow = tuple[str, int]
 """Fairness ID and priority."""
-NO_FLOW: Flow = ("", 0)
+NO_FLOW: Final[Flow] = ("", 0)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from epp.bbr.figures import Figures
 from epp.bbr.plugins import Plugin
@@ -16,9 +17,9 @@ from epp.model import Rejection, Usage
 from epp.requests import BodyError
 from epp.requests.members import MemberReader
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-_UNFIT = re.compile(r"[\x00-\x1f\x7f]")
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f]")
 """What a header cannot hold, and a JSON string can."""
 
 

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
+from typing import Final
 
 from epp.datalayer.known import Known
 from epp.model import Endpoint
 
-CACHE_TOKENS = 500_000
+CACHE_TOKENS: Final = 500_000
 """Tokens of a KV cache of unknown size: what one GPU with 80 GB holds for a model of some 8 billion parameters. It
 only has to tell apart endpoints that were sent different amounts, until their metrics do."""
 

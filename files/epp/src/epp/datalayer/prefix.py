@@ -21,28 +21,28 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import xxhash
 
 from epp.datalayer.slots import Slots
 from epp.model import Endpoint
 
-RUNG = 64
+RUNG: Final = 64
 """Hashes of a growing chain between two doublings."""
-TOP = 3
+TOP: Final = 3
 """How often blocks double: the largest are eight plain ones."""
-PERIODS = 16
+PERIODS: Final = 16
 """An endpoint's blocks are of as many ages: what was used in the same sixteenth of them counts as equally old."""
-PERIOD_SECONDS = 1.25
+PERIOD_SECONDS: Final = 1.25
 """No period is longer, so that an era ends after ten seconds, and peers which missed something hear of it again."""
-_ERA = 3
+_ERA: Final = 3
 """Periods whose numbers differ in no more than so many lowest bits are one era: peers hear of what is used again and
 again once in each, twice in the life of a block. To learn it costs them as much as a new one."""
-TIDY = 4096
+TIDY: Final = 4096
 """Entries of blocks that were used again since that an endpoint may have, and as many as it holds blocks."""
-_LEVEL_AT = 62
-_LARGE = 1 << _LEVEL_AT
+_LEVEL_AT: Final = 62
+_LARGE: Final = 1 << _LEVEL_AT
 """Hashes from here on stand for more than one plain block."""
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from epp.datalayer.journal import Journal
 from epp.datalayer.prefix import RUNG, PrefixIndex, block_hashes, is_whole, plain_blocks
 from epp.model import Endpoint, InferenceRequest
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """Estimated bytes of prompt per token, as the reference estimates while it has no tokenizer."""
-MAX_ENTRIES = 4_000_000
+MAX_ENTRIES: Final = 4_000_000
 """Entries over all endpoints of one index: at some 230 bytes each, what a process can bear."""
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import cast
+from typing import Final, cast
 
 from epp.datalayer.columns import Candidates
 from epp.model import Endpoint
 
-EVERYBODY = -1
+EVERYBODY: Final = -1
 """All bits, those that nobody has as well."""
-MANY = 64
+MANY: Final = 64
 """Endpoints from which on a mask costs more than to look at the outcome."""
-_FLAGS = bytes.maketrans(b"01", b"\0\1")
+_FLAGS: Final = bytes.maketrans(b"01", b"\0\1")
 
 
 class Slots:

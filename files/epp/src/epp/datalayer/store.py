@@ -9,21 +9,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from epp.datalayer.columns import Candidates, Columns
 from epp.datalayer.hold import Hold
 from epp.datalayer.journal import Journal
 from epp.model import NO_FLOW, Charge, Endpoint, EndpointMetrics, Flow, FlowShare, reachable, unread
 
-SEEN_AFTER = 0.02
+SEEN_AFTER: Final = 0.02
 """Seconds that a request may need from the decision until the engine counts it (gateway, network, tokenizer)."""
 
-MAX_UNSEEN = 4096
+MAX_UNSEEN: Final = 4096
 """Requests remembered per endpoint between two readings; more than this says nothing more."""
 
 
-LARGE = 64
+LARGE: Final = 64
 """Endpoints from which on a pool's load is kept in columns."""
 
 

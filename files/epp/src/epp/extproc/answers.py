@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from epp.extproc.director import Ticket
 from epp.extproc.exchange import Router
 from epp.extproc.machine import NeedDecision
 from epp.model import Endpoint, Immediate, Reply
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 
 class Responder(Protocol):

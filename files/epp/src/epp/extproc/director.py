@@ -24,12 +24,12 @@ from epp.model import Charge, Decision, Endpoint, Flow, InferenceRequest, Reject
 from epp.requests import BodyError, ParsedBody, Parsers, replace_model
 
 clock: Final = time.perf_counter
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 Report = Mapping[str, Mapping[str, float]]
 """Dynamic metadata by namespace and key."""
 
-IF_AVAILABLE = "if-available"
+IF_AVAILABLE: Final = "if-available"
 """Preference of a client that wants its answer only from an endpoint which need not compute the whole prompt."""
 
 

@@ -25,15 +25,15 @@ from epp.extproc.watchdog import Hung
 from epp.model import Immediate, Rejection, Reply
 
 clock: Final = time.perf_counter
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 Messages = Iterable[bytes]
 """Serialised ProcessingResponses; large ones are made when they are asked for."""
 
-DECISION_TIMEOUT = 5.0
+DECISION_TIMEOUT: Final = 5.0
 """Seconds that a request may wait for its endpoint. Envoy itself sets no limit in FULL_DUPLEX_STREAMED."""
 
-TOO_LATE = "rejected-ttl-expired"
+TOO_LATE: Final = "rejected-ttl-expired"
 """Reason of a decision that did not come in time."""
 
 

@@ -11,30 +11,36 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 
-SUBSET = "x-gateway-destination-endpoint-subset"
-SUBSET_NAMESPACE = "envoy.lb.subset_hint"
-LB_NAMESPACE = "envoy.lb"
-SERVED = "x-gateway-destination-endpoint-served"
+SUBSET: Final = "x-gateway-destination-endpoint-subset"
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+LB_NAMESPACE: Final = "envoy.lb"
+SERVED: Final = "x-gateway-destination-endpoint-served"
 
-NOTHING = 0
-REQUEST_HEADERS, RESPONSE_HEADERS, REQUEST_BODY, RESPONSE_BODY, REQUEST_TRAILERS, RESPONSE_TRAILERS = range(2, 8)
+NOTHING: Final = 0
+REQUEST_HEADERS: Final = 2
+RESPONSE_HEADERS: Final = 3
+REQUEST_BODY: Final = 4
+RESPONSE_BODY: Final = 5
+REQUEST_TRAILERS: Final = 6
+RESPONSE_TRAILERS: Final = 7
 """What a message is about, by the numbers of ProcessingRequest's fields."""
 
-_BODIES = (RESPONSE_BODY, REQUEST_BODY)
-_KINDS = tuple(
+_BODIES: Final = (RESPONSE_BODY, REQUEST_BODY)
+_KINDS: Final = tuple(
     tag >> 3 if tag & 7 == 2 and REQUEST_HEADERS <= tag >> 3 <= RESPONSE_TRAILERS else NOTHING for tag in range(256)
 )
-_REST_TAGS = frozenset((8 << 3 | 2, 9 << 3 | 2, 11 << 3 | 2))
+_REST_TAGS: Final = frozenset((8 << 3 | 2, 9 << 3 | 2, 11 << 3 | 2))
 """metadata_context, attributes, protocol_config."""
-_KEPT_BYTES = 4096
+_KEPT_BYTES: Final = 4096
 """Longer contexts are not remembered."""
-_KEPT_ENTRY = 96
+_KEPT_ENTRY: Final = 96
 """Longer header entries are not, either."""
-_MAX_ENTRIES = 1024
-_NOT_KEPT = re.compile(
+_MAX_ENTRIES: Final = 1024
+_NOT_KEPT: Final = re.compile(
     "^(proxy-)?authorization|cookie|key|token|secret|^(x-request-id|content-length|traceparent|date)$"
 )
 """Headers that say who somebody is are not kept in memory; those that never come twice would push others out."""
@@ -57,7 +63,7 @@ class Context:
     """
 
 
-_NO_CONTEXT = Context()
+_NO_CONTEXT: Final = Context()
 
 
 class Incoming:
@@ -212,7 +218,7 @@ def _headers(data: bytes, at: int, stop: int) -> dict[str, str] | None:
     return found
 
 
-_entries: dict[bytes, tuple[str, str]] = {}
+_entries: Final[dict[bytes, tuple[str, str]]] = {}
 """Entries of header maps as they stand there: most come with every request."""
 
 
@@ -253,7 +259,7 @@ def _name(raw: bytes) -> tuple[str, bool]:
     return name, not _NOT_KEPT.search(name)
 
 
-_contexts: set[bytes] = set()
+_contexts: Final[set[bytes]] = set()
 """Contexts as they stand in messages: a gateway has few."""
 
 

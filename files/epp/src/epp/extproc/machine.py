@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Final
 
 from epp.extproc import messages as m
 from epp.extproc import replies as r
@@ -44,8 +45,8 @@ Messages = Iterable[bytes]
 """Serialised ProcessingResponses, in order; large ones are made when they are asked for."""
 
 
-_FULL_DUPLEX = BodyMode.FULL_DUPLEX_STREAMED
-_UNSEEN = (BodyMode.STREAMED, BodyMode.NONE)
+_FULL_DUPLEX: Final = BodyMode.FULL_DUPLEX_STREAMED
+_UNSEEN: Final = (BodyMode.STREAMED, BodyMode.NONE)
 """Modes in which a request is routed before its body is seen."""
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import Final
 
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
 
-REQUEST_ID = "x-request-id"
-POOL = "x-gateway-inference-pool"
-PREFER = "prefer"
-RESPONSE_MARK = "x-went-into-resp-headers"
-OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
-FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
-MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
-MODEL_NAME = "x-gateway-model-name"
+REQUEST_ID: Final = "x-request-id"
+POOL: Final = "x-gateway-inference-pool"
+PREFER: Final = "prefer"
+RESPONSE_MARK: Final = "x-went-into-resp-headers"
+OBJECTIVE: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+FAIRNESS_ID: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+MODEL_REWRITE: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+MODEL_NAME: Final = "x-gateway-model-name"
 """Set by whatever routed the request here by its model; the only word of the model while the body is unseen."""
 
 
@@ -33,7 +34,7 @@ class BodyMode(IntEnum):
     FULL_DUPLEX_STREAMED = ProcessingMode.FULL_DUPLEX_STREAMED
 
 
-_MODES = {mode.value: mode for mode in BodyMode}
+_MODES: Final = {mode.value: mode for mode in BodyMode}
 
 
 def first_header(headers: Mapping[str, str], names: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Final
 
 from envoy.service.ext_proc.v3.external_processor_pb2 import ImmediateResponse, ProcessingResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
@@ -16,23 +17,23 @@ from google.protobuf.struct_pb2 import Struct
 
 from epp.model import Immediate, Rejection
 
-DESTINATION = "x-gateway-destination-endpoint"
-SCORES = "x-gateway-destination-endpoint-scores"
-LB_NAMESPACE = "envoy.lb"
-DROPPED_REASON = "x-llm-d-request-dropped-reason"
+DESTINATION: Final = "x-gateway-destination-endpoint"
+SCORES: Final = "x-gateway-destination-endpoint-scores"
+LB_NAMESPACE: Final = "envoy.lb"
+DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 
-MAX_CHUNK = 62_000
+MAX_CHUNK: Final = 62_000
 """Bytes of body per message: Envoy refuses larger ones than 64 KiB with its default limits."""
 
-_OVERWRITE = b"\x18\x02"
+_OVERWRITE: Final = b"\x18\x02"
 """append_action: OVERWRITE_IF_EXISTS_OR_ADD."""
-_CLEAR_ROUTE_CACHE = b"\x28\x01"
-_END_OF_STREAM = b"\x10\x01"
-_SMALL = tuple(bytes((number,)) for number in range(128))
+_CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
+_END_OF_STREAM: Final = b"\x10\x01"
+_SMALL: Final = tuple(bytes((number,)) for number in range(128))
 
-REQUEST_TRAILERS = b"\x2a\x00"
+REQUEST_TRAILERS: Final = b"\x2a\x00"
 """Answer to request trailers."""
-RESPONSE_TRAILERS = b"\x32\x00"
+RESPONSE_TRAILERS: Final = b"\x32\x00"
 """Answer to response trailers."""
 
 

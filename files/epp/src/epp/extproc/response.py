@@ -7,6 +7,7 @@ Whatever the mode, nothing is collected: a piece of the answer goes on as soon a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from epp.extproc import messages as m
 from epp.extproc import replies as r
@@ -14,8 +15,8 @@ from epp.extproc.messages import BodyMode
 from epp.requests import AnswerReader, ModelRenamer, UsageTail
 
 Messages = Iterable[bytes]
-_MARK = {m.RESPONSE_MARK: "true"}
-_MARKED = (r.response_headers(_MARK),)
+_MARK: Final = {m.RESPONSE_MARK: "true"}
+_MARKED: Final = (r.response_headers(_MARK),)
 
 
 class ResponsePhase:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from typing import Final
 
-TRACEPARENT = "traceparent"
-DEFAULT_RATIO = 0.1
-_NOT_ZERO = 1 << 64 | 1
-_VALID = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+TRACEPARENT: Final = "traceparent"
+DEFAULT_RATIO: Final = 0.1
+_NOT_ZERO: Final = 1 << 64 | 1
+_VALID: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 class Tracing:

@@ -19,14 +19,14 @@ from epp.observe.figures import Figures
 from epp.observe.series import Buckets, Value
 
 clock: Final = time.perf_counter
-PRECISE = "precise-prefix-cache-producer"
-PD_HANDLER = "pd-profile-handler"
+PRECISE: Final = "precise-prefix-cache-producer"
+PD_HANDLER: Final = "pd-profile-handler"
 """The plugin whose decisions have a metric of their own, too."""
 MAX_VALUES = 256
 """Different values of one label that comes from clients; further ones count as ``other``. Each model name costs some
 500 lines of every page, so the reference's bound of 1000 would make pages of 60 MB."""
-OTHER = "other"
-MAX_ATTEMPTS = 16_384
+OTHER: Final = "other"
+MAX_ATTEMPTS: Final = 16_384
 """Pairs of model and endpoint whose counter is kept at hand."""
 
 

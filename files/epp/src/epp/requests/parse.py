@@ -10,6 +10,7 @@ have readers of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -22,16 +23,16 @@ from epp.requests.readers import BodyReader
 from epp.requests.scan import members, text
 from epp.requests.wrapped import unwrap
 
-_NO_HEADERS: Mapping[str, str] = {}
-GRPC = "application/grpc"
-MAX_PATHS = 1024
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+GRPC: Final = "application/grpc"
+MAX_PATHS: Final = 1024
 """Different paths of which the interface is remembered."""
 
 
-_decoder = msgspec.json.Decoder(Body)
-_sampling = msgspec.json.Decoder(Sampling)
-_MEMBERS = frozenset(Body.__struct_fields__)
-_PROMPTS = frozenset(name for apis in (*APIS.values(), (LENIENT,)) for api in apis for name in api.prompt)
+_decoder: Final = msgspec.json.Decoder(Body)
+_sampling: Final = msgspec.json.Decoder(Sampling)
+_MEMBERS: Final = frozenset(Body.__struct_fields__)
+_PROMPTS: Final = frozenset(name for apis in (*APIS.values(), (LENIENT,)) for api in apis for name in api.prompt)
 
 
 class Parsers:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-_SPACE = re.compile(rb"[\s,]*+")
-_COLON = re.compile(rb"\s*+:\s*+")
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_LITERAL = re.compile(rb"[^\s,}\]]++")
+_SPACE: Final = re.compile(rb"[\s,]*+")
+_COLON: Final = re.compile(rb"\s*+:\s*+")
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_LITERAL: Final = re.compile(rb"[^\s,}\]]++")
 # Brackets count only outside of strings; the lone quote comes last and so is the start of a string without an end.
-_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|"', re.DOTALL)
+_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|"', re.DOTALL)
 
 
 class Member(NamedTuple):

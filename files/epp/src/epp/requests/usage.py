@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import repeat
+from typing import Final
 
 import msgspec
 
@@ -20,16 +21,16 @@ from epp.model import Usage
 from epp.requests.fields import Counts, Details
 from epp.requests.scan import value_end
 
-TAIL_BYTES = 16_384
+TAIL_BYTES: Final = 16_384
 """What is kept of an answer at least: the last events, or the end of the object with room for log probabilities."""
 
-_USAGE = re.compile(rb'"(?:usage|meta_info)"\s*:\s*(?=\{)')
-_MARKS = (b'"usage"', b'"meta_info"')
-_AFTER = 1024
+_USAGE: Final = re.compile(rb'"(?:usage|meta_info)"\s*:\s*(?=\{)')
+_MARKS: Final = (b'"usage"', b'"meta_info"')
+_AFTER: Final = 1024
 """Bytes that are kept of the piece behind a usage, which may have been cut in the middle."""
 
 
-_decoder = msgspec.json.Decoder(Counts)
+_decoder: Final = msgspec.json.Decoder(Counts)
 
 
 class UsageTail:

@@ -18,12 +18,12 @@ from epp.scheduling.sums import added, rated
 from epp.scheduling.totals import weighted
 
 clock: Final = time.perf_counter
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 Timer = Callable[[float], None]
 """Takes the seconds of each call of one plugin."""
-NOTHING = "its scores count as 0"
-ERROR_INTERVAL = 10.0
+NOTHING: Final = "its scores count as 0"
+ERROR_INTERVAL: Final = 10.0
 """Seconds between two log lines about the same failing plugin."""
 
 

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from epp.config.schema import EndpointPickerConfig, ProfileSpec
 
 clock: Final = time.perf_counter
-NO_ENDPOINTS = "failed to find endpoint candidates for serving the request"
-SCREENED = "screeners eliminated all endpoint candidates"
+NO_ENDPOINTS: Final = "failed to find endpoint candidates for serving the request"
+SCREENED: Final = "screeners eliminated all endpoint candidates"
 PREPARE_SECONDS = 0.4
 """What a producer that asks a service may take of a decision's time, as in the reference."""
-MAX_ROUNDS = 8
+MAX_ROUNDS: Final = 8
 """Rounds of profiles that a handler may ask for; a handler that never ends must not hold up the process."""
 
 

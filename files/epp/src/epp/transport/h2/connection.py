@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from epp.transport.h2 import frames as f
 from epp.transport.h2.framing import NO_TABLE, PREFIX_SIZE, Code, Deframer, read_prefix, refused
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from epp.transport.api import Exchange
     from epp.transport.h2.headers import Metadata
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-REMEMBERED = 1024
+REMEMBERED: Final = 1024
 """Streams that this side has ended, whose late frames are ignored; older ones are an error of the peer's."""
-MAX_BLOCK = 128 * 1024
+MAX_BLOCK: Final = 128 * 1024
 """Bytes of one header block over all its frames."""
-CONNECTION_WINDOW = 64 * 1024 * 1024
+CONNECTION_WINDOW: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -529,7 +529,7 @@ class Connection:
 
 
 _Handler = Callable[[Connection, int, int, bytes], None]
-_HANDLERS: dict[int, _Handler] = {
+_HANDLERS: Final[dict[int, _Handler]] = {
     f.PRIORITY: Connection._priority,
     f.RST_STREAM: Connection._rst_stream,
     f.SETTINGS: Connection._settings,

@@ -8,49 +8,60 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Final
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client's connection begins with."""
 
-HEADER_SIZE = 9
-DEFAULT_FRAME_SIZE = 16_384
-DEFAULT_WINDOW = 65_535
-MAX_WINDOW = 2**31 - 1
-MAX_FRAME_SIZE = 2**24 - 1
-LAST_STREAM = 2**31 - 1
+HEADER_SIZE: Final = 9
+DEFAULT_FRAME_SIZE: Final = 16_384
+DEFAULT_WINDOW: Final = 65_535
+MAX_WINDOW: Final = 2**31 - 1
+MAX_FRAME_SIZE: Final = 2**24 - 1
+LAST_STREAM: Final = 2**31 - 1
 """The highest stream identifier: in GOAWAY it says that the end is near, and that no stream is refused yet."""
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+DATA: Final = 0
+HEADERS: Final = 1
+PRIORITY: Final = 2
+RST_STREAM: Final = 3
+SETTINGS: Final = 4
+PUSH_PROMISE: Final = 5
+PING: Final = 6
+GOAWAY: Final = 7
+WINDOW_UPDATE: Final = 8
+CONTINUATION: Final = 9
 
-ACK = END_STREAM = 0x1
-END_HEADERS = 0x4
-PADDED = 0x8
-PRIORITY_FLAG = 0x20
+ACK: Final = 0x1
+END_STREAM: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+PRIORITY_FLAG: Final = 0x20
 
-HEADER_TABLE_SIZE = 1
-ENABLE_PUSH = 2
-MAX_CONCURRENT_STREAMS = 3
-INITIAL_WINDOW_SIZE = 4
-MAX_FRAME_SIZE_SETTING = 5
-MAX_HEADER_LIST_SIZE = 6
+HEADER_TABLE_SIZE: Final = 1
+ENABLE_PUSH: Final = 2
+MAX_CONCURRENT_STREAMS: Final = 3
+INITIAL_WINDOW_SIZE: Final = 4
+MAX_FRAME_SIZE_SETTING: Final = 5
+MAX_HEADER_LIST_SIZE: Final = 6
 
-NO_ERROR = 0x0
-PROTOCOL_ERROR = 0x1
-INTERNAL_ERROR = 0x2
-FLOW_CONTROL_ERROR = 0x3
-STREAM_CLOSED = 0x5
-FRAME_SIZE_ERROR = 0x6
-REFUSED_STREAM = 0x7
-CANCEL = 0x8
-COMPRESSION_ERROR = 0x9
-ENHANCE_YOUR_CALM = 0xB
+NO_ERROR: Final = 0x0
+PROTOCOL_ERROR: Final = 0x1
+INTERNAL_ERROR: Final = 0x2
+FLOW_CONTROL_ERROR: Final = 0x3
+STREAM_CLOSED: Final = 0x5
+FRAME_SIZE_ERROR: Final = 0x6
+REFUSED_STREAM: Final = 0x7
+CANCEL: Final = 0x8
+COMPRESSION_ERROR: Final = 0x9
+ENHANCE_YOUR_CALM: Final = 0xB
 
-read_header = struct.Struct(">BHBBL").unpack_from
+read_header: Final = struct.Struct(">BHBBL").unpack_from
 """Bits 16 to 23 of the payload's length, its lower bits, type, flags, stream."""
 
-_HEAD = struct.Struct(">BHBBL")
-_SETTING = struct.Struct(">HL")
-_LONG = struct.Struct(">L")
+_HEAD: Final = struct.Struct(">BHBBL")
+_SETTING: Final = struct.Struct(">HL")
+_LONG: Final = struct.Struct(">L")
 
 
 class ConnectionFailed(Exception):
@@ -77,7 +88,7 @@ def data_head(size: int, stream: int) -> bytes:
     return _HEAD.pack(size >> 16, size & 0xFFFF, DATA, 0, stream)
 
 
-SETTINGS_ACK = frame(SETTINGS, ACK, 0)
+SETTINGS_ACK: Final = frame(SETTINGS, ACK, 0)
 
 
 def read_settings(payload: bytes) -> list[tuple[int, int]]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import struct
 from enum import IntEnum
+from typing import Final
 
-read_prefix = struct.Struct(">BL").unpack_from
+read_prefix: Final = struct.Struct(">BL").unpack_from
 """The compressed flag and the length of a message."""
 
-PREFIX_SIZE = 5
-_VIEW_SHARE = 16
-_VIEW_FROM = 4096
+PREFIX_SIZE: Final = 5
+_VIEW_SHARE: Final = 16
+_VIEW_FROM: Final = 4096
 """Bytes from which a part of a message is kept as a view of what was read, and not copied."""
 
 
@@ -109,8 +110,8 @@ class Deframer:
             self._missing -= end - at
 
 
-_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
-_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_TIMEOUT: Final = re.compile(r"(\d{1,8})([HMSmun])")
+_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
 def timeout(text: str) -> float | None:
@@ -139,15 +140,15 @@ def literal(name: str, value: str) -> bytes:
     return b"\x00" + _integer(len(name), 7, 0) + name.encode() + _integer(len(raw), 7, 0) + raw
 
 
-HTTP_OK = b"\x88"
+HTTP_OK: Final = b"\x88"
 """``:status: 200``, by its place in the static table."""
-_CONTENT_TYPE = literal("content-type", "application/grpc")
-RESPONSE = HTTP_OK + _CONTENT_TYPE
+_CONTENT_TYPE: Final = literal("content-type", "application/grpc")
+RESPONSE: Final = HTTP_OK + _CONTENT_TYPE
 """The header block of every answer."""
-TRAILERS_OK = literal("grpc-status", "0")
-NO_TABLE = b"\x20"
+TRAILERS_OK: Final = literal("grpc-status", "0")
+NO_TABLE: Final = b"\x20"
 """Before the first block after a peer made its table smaller: this encoder uses none (RFC 7541, 4.2)."""
-_ACCEPTED = literal("grpc-accept-encoding", "identity")
+_ACCEPTED: Final = literal("grpc-accept-encoding", "identity")
 
 
 def trailers(code: Code, text: str = "") -> bytes:

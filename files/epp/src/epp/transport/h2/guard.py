@@ -11,12 +11,14 @@ Two things are counted per connection, and both limits are far beyond what any g
 
 from __future__ import annotations
 
+from typing import Final
+
 from epp.transport.h2 import frames as f
 
-IDLE_FRAMES = 10_000
+IDLE_FRAMES: Final = 10_000
 """Frames without a purpose per second."""
 
-RESETS_PER_SECOND = 100
+RESETS_PER_SECOND: Final = 100
 
 
 class Guard:

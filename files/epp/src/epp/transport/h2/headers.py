@@ -14,25 +14,25 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import hpack
 
 from epp.transport.h2 import frames as f
 from epp.transport.h2.framing import timeout
 
-MAX_LIST = 64 * 1024
+MAX_LIST: Final = 64 * 1024
 """Bytes of one decoded header list (RFC 9113's way of counting: 32 more for each field)."""
-MAX_KEPT = 128
+MAX_KEPT: Final = 128
 """Blocks that are remembered per connection; a peer whose blocks all differ gains nothing by more."""
-MAX_KEPT_BYTES = 4096
+MAX_KEPT_BYTES: Final = 4096
 """Longer blocks are not remembered."""
 
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_BAD_VALUE = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
-_PSEUDO = (b":method", b":scheme", b":path", b":authority")
-_OF_CONNECTION = (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
-_RESERVED = ("grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "te", "content-type", "content-length")
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE: Final = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
+_PSEUDO: Final = (b":method", b":scheme", b":path", b":authority")
+_OF_CONNECTION: Final = (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+_RESERVED: Final = ("grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "te", "content-type", "content-length")
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -13,7 +13,7 @@ import logging
 import struct
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from epp.extproc import ProtocolError
 from epp.transport.h2 import frames as f
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from epp.transport.api import Exchange
     from epp.transport.h2.connection import Connection
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-_DATA_HEAD = struct.Struct(">BHBBLBL").pack
+_DATA_HEAD: Final = struct.Struct(">BHBBLBL").pack
 """The header of a DATA frame, and a message's prefix behind it."""
 
-QUANTUM = 64 * 1024
+QUANTUM: Final = 64 * 1024
 """Bytes that one stream sends before another one that waits has its turn."""
 
-STUCK_SECONDS = 60
+STUCK_SECONDS: Final = 60
 """How long an answer may wait for a window that does not open at all."""
 
 
