@@ -42,10 +42,11 @@ def test_blocks_of_a_growing_chain_double() -> None:
     prompt = bytes(range(256)) * 40
     growing = block_hashes("m", "", prompt, 4, 10_000, growing=True)
     assert growing[:RUNG] == block_hashes("m", "", prompt, 4, 10_000)[:RUNG], "short prompts know no difference"
-    # 64 plain blocks, 64 of two, 64 of four, and the rest of the 2560 in blocks of eight.
-    assert len(growing) == 3 * RUNG + (2560 - 448) // 8
-    assert [number >> 62 for number in growing] == [0] * RUNG + [1] * RUNG + [2] * RUNG + [3] * 264
-    assert [plain_blocks(depth) for depth in (0, 1, 64, 65, 128, 192, 193, 456)] == [0, 1, 64, 66, 192, 448, 456, 2560]
+    # 32 plain blocks, 32 of two, 32 of four, and the rest of the 2560 in blocks of eight.
+    assert RUNG == 32
+    assert len(growing) == 3 * 32 + (2560 - 224) // 8
+    assert [number >> 62 for number in growing] == [0] * 32 + [1] * 32 + [2] * 32 + [3] * 292
+    assert [plain_blocks(depth) for depth in (0, 1, 32, 33, 64, 96, 97, 388)] == [0, 1, 32, 34, 96, 224, 232, 2560]
 
 
 @given(st.integers(1, 4000), st.integers(1, 900), st.integers(1, 9))

@@ -28,7 +28,7 @@ import xxhash
 from epp.datalayer.slots import Slots
 from epp.model import Endpoint
 
-RUNG: Final = 64
+RUNG: Final = 32
 """Hashes of a growing chain between two doublings."""
 TOP: Final = 3
 """How often blocks double: the largest are eight plain ones."""

@@ -7,8 +7,8 @@ Parameters:
     maxPrefixBlocksToMatch (2048), maxPrefixTokensToMatch (131072): how much of a prompt is looked at.
     lruCapacityPerServer (31250): blocks remembered per endpoint.
 Formula: a prompt is cut into blocks, each block's hash includes those before it; an endpoint's match is the number of
-consecutive blocks, from the start, that went to it before and that newer ones have not pushed out. The first 64 blocks
-of a prompt are looked at one by one, the next 128 two at a time, the next 256 four, all others eight at a time.
+consecutive blocks, from the start, that went to it before and that newer ones have not pushed out. The first 32 blocks
+of a prompt are looked at one by one, the next 64 two at a time, the next 128 four, all others eight at a time.
 Source: GAIE v1.5 and llm-d-router producer of the same type. Three things differ: blocks that lie deep
 in a prompt are joined as said (the reference looks at each), the tuned capacity counts tokens (so
 larger blocks make fewer entries), and a prompt's end is forgotten before its beginning.

@@ -117,10 +117,13 @@ class Connection:
         if self.finished:
             return
         try:
+            at = 0
             if self._tail:
-                data = self._complete(data)
-            if self._prefaced or (data := self._preface(data)):
-                self._frames(data)
+                data, at = self._complete(data)
+            if self._prefaced:
+                self._frames(data, at)
+            elif data := self._preface(data):
+                self._frames(data, 0)
         except f.ConnectionFailed as error:
             self.fail(error.code, str(error))
         except Exception:
@@ -194,17 +197,18 @@ class Connection:
         if self.leaving and not self.streams:
             self.finished = True
 
-    def _complete(self, data: bytes) -> bytes:
-        """Join the beginning of a frame with no more of ``data`` than the frame needs, if it is a long one."""
+    def _complete(self, data: bytes) -> tuple[bytes, int]:
+        """Join the beginning of a frame with no more of ``data`` than the frame needs, if it is a long one. Returns
+        where what has not been taken yet stands."""
         tail, self._tail = self._tail, b""
         if not self._prefaced or len(tail) < f.HEADER_SIZE or len(data) < f.DEFAULT_FRAME_SIZE:
-            return tail + data
+            return tail + data, 0
         high, low, _, _, _ = f.read_header(tail, 0)
         missing = f.HEADER_SIZE + (high << 16 | low) - len(tail)
         if missing >= len(data):
-            return tail + data
-        self._frames(tail + data[:missing])
-        return data[missing:]
+            return tail + data, 0
+        self._frames(tail + data[:missing], 0)
+        return data, missing
 
     def _preface(self, data: bytes) -> bytes:
         length = len(f.PREFACE)
@@ -216,9 +220,9 @@ class Connection:
         self._prefaced = True
         return data[length:]
 
-    def _frames(self, data: bytes) -> None:
-        """Take whole frames; what is left waits for the rest of it."""
-        at, end = 0, len(data)
+    def _frames(self, data: bytes, at: int) -> None:
+        """Take the whole frames from offset ``at`` on; what is left waits for the rest of it."""
+        end = len(data)
         find, read_header, limit, largest = self.streams.get, f.read_header, self.options.frame_size, self._largest
         half = self.options.stream_window // 2
         while end - at >= f.HEADER_SIZE:
