@@ -38,6 +38,17 @@ class ApproxPrefixCacheProducerParameters:
     max_prefix_tokens_to_match: int = param(131072, minimum=0, doc="tokens of a prompt that are looked at; 0 is all")
     lru_capacity_per_server: int = param(31250, minimum=1, doc="blocks remembered per endpoint")
 
+    def geometry(self) -> Geometry:
+        """The same in bytes."""
+        return Geometry(
+            auto_tune=self.auto_tune,
+            block_bytes=self.block_size_tokens * BYTES_PER_TOKEN,
+            min_block_bytes=MIN_BLOCK_TOKENS * BYTES_PER_TOKEN,
+            max_blocks=self.max_prefix_blocks_to_match,
+            max_bytes=self.max_prefix_tokens_to_match * BYTES_PER_TOKEN,
+            capacity=self.lru_capacity_per_server,
+        )
+
 
 class ApproxPrefixCacheProducer(Producer, RequestHook):
     """Remembers what was sent where."""
@@ -45,28 +56,20 @@ class ApproxPrefixCacheProducer(Producer, RequestHook):
     TYPE = "approx-prefix-cache-producer"
     PARAMETERS: ClassVar[type[Any]] = ApproxPrefixCacheProducerParameters
 
-    def __init__(self, name: str, parameters: ApproxPrefixCacheProducerParameters, context: Context) -> None:
+    def __init__(
+        self,
+        name: str,
+        parameters: ApproxPrefixCacheProducerParameters,
+        context: Context,
+        geometry: Geometry | None = None,
+    ) -> None:
+        """``geometry`` is that of a scorer which brings its own parameters (v1.3)."""
         super().__init__(name, parameters, context)
-        geometry = Geometry(
-            auto_tune=parameters.auto_tune,
-            block_bytes=parameters.block_size_tokens * BYTES_PER_TOKEN,
-            min_block_bytes=MIN_BLOCK_TOKENS * BYTES_PER_TOKEN,
-            max_blocks=parameters.max_prefix_blocks_to_match,
-            max_bytes=parameters.max_prefix_tokens_to_match * BYTES_PER_TOKEN,
-            capacity=parameters.lru_capacity_per_server,
-        )
         self._context = context
-        self._prompts = Prompts(name, geometry, context.datastore)
+        self._prompts = Prompts(name, geometry or parameters.geometry(), context.datastore)
         self._key = f"{PREFIX_MATCH}/{name}"
         context.datastore.on_removed(self._drop)
         context.datastore.journal.teach(name, self)
-
-    @classmethod
-    def with_geometry(cls, name: str, geometry: Geometry, context: Context) -> ApproxPrefixCacheProducer:
-        """One for a scorer that brings its own parameters (v1.3)."""
-        producer = cls(name, ApproxPrefixCacheProducerParameters(), context)
-        producer._prompts = Prompts(name, geometry, context.datastore)
-        return producer
 
     def match(self, request: InferenceRequest) -> PrefixMatch | None:
         """What :meth:`produce` found for a request."""

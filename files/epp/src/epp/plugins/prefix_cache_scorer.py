@@ -18,7 +18,7 @@ from epp.datalayer import load
 from epp.datalayer.known import Column, Known
 from epp.datalayer.prompts import BYTES_PER_TOKEN, Geometry, PrefixMatch
 from epp.model import Endpoint, InferenceRequest
-from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
+from epp.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer, ApproxPrefixCacheProducerParameters
 from epp.plugins.prefixes import match_of, shares, shares_column
 from epp.scheduling.api import PREFIX_MATCH, Context, Producer, Scorer, param
 
@@ -79,7 +79,7 @@ class PrefixCacheScorer(Scorer):
         self._weight = parameters.match_length_weight
         self._scale = parameters.match_length_scale_tokens
         if parameters.own_index:
-            own = ApproxPrefixCacheProducer.with_geometry(name, parameters.geometry(), context)
+            own = ApproxPrefixCacheProducer(name, ApproxPrefixCacheProducerParameters(), context, parameters.geometry())
             context.adopt(own)
             producer = name
         else:
