@@ -18,6 +18,8 @@ RANKS: Dict[str, int] = {
     **dict.fromkeys(
         ("PriorityClass", "RuntimeClass", "StorageClass", "IngressClass", "CSIDriver", "PersistentVolume"), CLUSTER
     ),
+    # Deleted after its Gateways, and not with them: Envoy Gateway may then fail to release it, and does not try again.
+    "GatewayClass": CLUSTER,
     **dict.fromkeys(("ResourceQuota", "LimitRange", "NetworkPolicy"), CLUSTER),
     # Before Secrets: Kubernetes deletes a token whose account it does not find.
     "ServiceAccount": ACCOUNTS,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.inferops.cluster.plugins.module_utils.order import phases, rank
+from ansible_collections.inferops.cluster.plugins.module_utils.order import WORKLOADS, phases, rank
 
 GIVEN = [
     ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
@@ -29,6 +29,11 @@ def test_a_custom_kind_with_a_built_in_name_is_a_custom_kind() -> None:
     knative = {"apiVersion": "serving.knative.dev/v1", "kind": "Service"}
     gateway = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway"}
     assert rank(knative) == rank(gateway) > rank({"apiVersion": "apps/v1", "kind": "Deployment"})
+
+
+def test_a_gateway_class_goes_after_its_gateways_and_in_the_background() -> None:
+    found = [rank({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind}) for kind in ("GatewayClass", "Gateway")]
+    assert found[0] < WORKLOADS < found[1], "with foreground deletion its controller may fail to release it"
 
 
 def test_inside_a_phase_the_given_order_stays() -> None:
