@@ -91,6 +91,7 @@ lifecycle: env ## The lab itself: up, killed, up again, down without a trace (ta
 	pytest -q tests/lab/tests -m cluster
 
 molecule: env ## The whole stack: create, converge, idempotence, verify, destroy
+	@molecule reset # what a killed run has left, which would count as created
 	molecule test
 
 lab-up: env ## A real single-node Kubernetes on this machine, with the images loaded
