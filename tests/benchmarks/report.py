@@ -23,7 +23,7 @@ COMMANDS = {
     "scraping": "python -m benchmarks.scraping",
     "scale": "python -m benchmarks.scale",
     "replicas": "python -m benchmarks.replicas",
-    "workers": "python -m benchmarks.workers",
+    "workers": "python -m benchmarks.workers --cores 0.5",
     "flowcontrol": "python -m benchmarks.flowcontrol",
 }
 INTRODUCTION = """\
