@@ -64,16 +64,19 @@ engines: env ## The endpoint picker and real inference engines, on the CPU (the 
 	pytest -q tests/engines -m engines -W 'ignore:Using `@model_validator`:DeprecationWarning' $(ARGS)
 
 integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
-	pytest -q tests/integration files/epp/tests -m cluster
+	pytest -q tests/integration files/epp/tests -m cluster -n 2 --dist loadfile # much of it is waiting
 
 platform: env ## The whole platform there: drift, each role verified and removed alone
+	@python -m target up
 	@python -m target run pytest -q tests/integration/stack -m platform \
 		--ignore tests/integration/stack/test_chaos.py --ignore tests/integration/stack/test_models.py $(ARGS)
 
 models: env ## There, too: a model deployed, given a share of another's requests, and removed; an adapter (4 minutes)
+	@python -m target up
 	@python -m target run pytest -q tests/integration/stack/test_models.py -m platform $(ARGS)
 
 chaos: env ## site.yml killed at 10 random moments, run again, and compared (CHAOS_SEED repeats them)
+	@python -m target up
 	@CHAOS_POINTS=$${CHAOS_POINTS:-10} python -m target run pytest -q tests/integration/stack/test_chaos.py -m platform $(ARGS)
 
 # Ours is what is shipped; PICKER=ours takes the sources, without root and buildah.

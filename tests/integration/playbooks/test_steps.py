@@ -33,12 +33,11 @@ def test_a_pool_that_there_is_not_is_named(playbook: Playbook) -> None:
     assert "There is no pool tow in inferops_models; there are one, two" in run.output
 
 
-def test_gpu_nodes_alone(playbook: Playbook) -> None:
-    run = playbook(
-        "gpu_nodes", {"gpu_nodes_wait": False, "gpu_nodes_sharing": {"strategy": "time_slicing", "replicas": 4}}
-    )
+def test_gpu_nodes_alone(playbook: Playbook, namespace: str) -> None:
+    own = {"gpu_nodes_namespace": namespace, "gpu_nodes_runtime_class": namespace, "gpu_nodes_wait": False}
+    run = playbook("gpu_nodes", {**own, "gpu_nodes_sharing": {"strategy": "time_slicing", "replicas": 4}})
     assert run.code == 0, run.output
-    assert {("DaemonSet", "nvidia-device-plugin"), ("RuntimeClass", "nvidia")} <= run.objects("created")
+    assert {("DaemonSet", "nvidia-device-plugin"), ("RuntimeClass", namespace)} <= run.objects("created")
 
 
 def test_gpu_nodes_taken_back(playbook: Playbook) -> None:

@@ -163,7 +163,8 @@ def variables() -> Json:
 
 @pytest.fixture(scope="session")
 def empty(ansible: Ansible, state: State) -> set[str]:
-    """Names of all objects of the cluster without the platform, whatever an earlier run has left."""
+    """Names of all objects of the cluster without the platform, whatever an earlier run has left. The first test asks
+    for it: later, the platform would have to be taken away and made once more."""
     if state.installed():
         ansible.run("playbooks/teardown.yml")
     return state.names()

@@ -13,7 +13,7 @@ import pytest
 from .conftest import Ansible
 from .state import State
 
-pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.usefixtures("converged")]
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.usefixtures("empty", "converged")]
 
 Json = dict[str, Any]
 UNCHANGED_SECONDS = 20  # of processor time: what it takes on an idle machine, whatever else this one does
