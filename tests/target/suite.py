@@ -27,7 +27,8 @@ BESIDE_THE_LAB = ("compiled",)
 """The same, but needs root, as the lab does."""
 BEFORE = ("lifecycle",)
 """The lab itself, which takes down one that runs."""
-WITH_CLUSTER = ("integration", "conformance-ours", "platform", "molecule")
+WITH_CLUSTER = ("conformance-ours", "platform", "molecule", "integration")
+"""The last has processes enough for both processors, when nothing runs beside it any more."""
 PATIENCE = 60.0
 """Seconds in which a goal that is asked to end may clean up behind itself."""
 LOOK = 0.5

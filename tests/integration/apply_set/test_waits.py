@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .conftest import Cluster, Front, Json, Run
-from .objects import actions, condition, config_map, custom, deployment, later, namespace
+from .objects import actions, condition, config_map, custom, deployment, later, namespace, until
 
 pytestmark = pytest.mark.cluster
 
@@ -93,7 +93,8 @@ def test_a_namespace_that_still_terminates_is_waited_for(cluster: Cluster, modul
     module({**task, "objects": [*items, held]})
     core = cluster.api.resources.get(api_version="v1", kind="Namespace")
     core.delete(name=cluster.namespace)
-    looked, stuck = *module(task, check=True), *module({**task, "wait_timeout": 8})
+    until(lambda: "example.com/hold" in str(cluster.get("Namespace", cluster.namespace).status))
+    looked, stuck = *module(task, check=True), *module(task)
     assert actions(looked) == ["created", "created"]
     assert f"Namespace {cluster.namespace}: is being deleted (held by what is in it); " in stuck["msg"]
     assert "example.com/hold" in stuck["msg"]
@@ -107,9 +108,12 @@ def test_a_namespace_that_still_terminates_is_waited_for(cluster: Cluster, modul
 
 
 def test_an_object_that_is_deleted_while_it_is_waited_for(made: Cluster, module: Run) -> None:
+    def disturb() -> None:
+        until(lambda: made.get("Deployment", "web", "apps/v1"))
+        made.delete("Deployment", "web", "apps/v1")
+
     task = {"namespace": made.namespace, "objects": [deployment(serviceAccountName="nobody")], "wait": True}
-    module({**task, "wait": False})
-    with later(1.0, lambda: made.delete("Deployment", "web", "apps/v1")):
+    with later(0.0, disturb):
         failed = module({**task, "wait_timeout": 60})[0]
     assert "web: was deleted by somebody else while it was waited for" in failed["msg"]
 
