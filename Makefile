@@ -64,7 +64,7 @@ engines: env ## The endpoint picker and real inference engines, on the CPU (the 
 	pytest -q tests/engines -m engines -W 'ignore:Using `@model_validator`:DeprecationWarning' $(ARGS)
 
 integration: env ## apply_set and the EPP's discovery against a real API server (the cluster in use)
-	pytest -q tests/integration files/epp/tests -m cluster -n 2 --dist loadfile # much of it is waiting
+	pytest -q tests/integration files/epp/tests -m cluster -n 3 # much of it is waiting
 
 platform: env ## The whole platform there: drift, each role verified and removed alone
 	@python -m target up
