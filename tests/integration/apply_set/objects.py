@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,15 +85,6 @@ def later(seconds: float, action: Callable[[], Any]) -> Iterator[None]:
     timer.start()
     yield
     timer.join()
-
-
-def until(there: Callable[[], Any], seconds: float = 60.0) -> None:
-    """Wait for something that somebody else does. Raises TimeoutError."""
-    end = time.monotonic() + seconds
-    while not there():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not there after {seconds:g} s")
-        time.sleep(0.1)
 
 
 def condition(name: str, status: str = "True", **more: Any) -> Json:

@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 import pytest
+from waiting import until
 
 from .conftest import Cluster, Front, Json, Run
-from .objects import actions, condition, config_map, custom, deployment, later, namespace, until
+from .objects import actions, condition, config_map, custom, deployment, later, namespace
 
 pytestmark = pytest.mark.cluster
 
@@ -62,11 +63,12 @@ def test_a_wait_is_a_watch(made: Cluster, module: Run, things: str, front: tuple
     counted.counts.clear()
 
     def controller() -> None:
+        until(lambda: counted.watches, "the module watches")
         for name in "abcd":
             made.status("Thing", name, f"{things}/v1", {"conditions": [condition("Ready")]})
             time.sleep(1)
 
-    with later(1.0, controller):
+    with later(0.0, controller):
         ready = module({**task, "wait": True, "wait_for": rules, "wait_timeout": 30})[0]
     assert [entry["ready"] for entry in ready["objects"]] == [True] * 4
     # Discovery, four objects, then two LISTs (one to look, one to watch from) and one watch.
@@ -93,7 +95,8 @@ def test_a_namespace_that_still_terminates_is_waited_for(cluster: Cluster, modul
     module({**task, "objects": [*items, held]})
     core = cluster.api.resources.get(api_version="v1", kind="Namespace")
     core.delete(name=cluster.namespace)
-    until(lambda: "example.com/hold" in str(cluster.get("Namespace", cluster.namespace).status))
+    told = "the namespace says what holds it"
+    until(lambda: "example.com/hold" in str(cluster.get("Namespace", cluster.namespace).status), told)
     looked, stuck = *module(task, check=True), *module(task)
     assert actions(looked) == ["created", "created"]
     assert f"Namespace {cluster.namespace}: is being deleted (held by what is in it); " in stuck["msg"]
@@ -107,14 +110,19 @@ def test_a_namespace_that_still_terminates_is_waited_for(cluster: Cluster, modul
     assert cluster.get("ConfigMap", "held") is None
 
 
-def test_an_object_that_is_deleted_while_it_is_waited_for(made: Cluster, module: Run) -> None:
+def test_an_object_that_is_deleted_while_it_is_waited_for(
+    made: Cluster, module: Run, front: tuple[Front, Json]
+) -> None:
+    counted, login = front
+
     def disturb() -> None:
-        until(lambda: made.get("Deployment", "web", "apps/v1"))
+        until(lambda: counted.watches, "the module watches")
         made.delete("Deployment", "web", "apps/v1")
 
-    task = {"namespace": made.namespace, "objects": [deployment(serviceAccountName="nobody")], "wait": True}
+    task = {**login, "namespace": made.namespace, "objects": [deployment(serviceAccountName="nobody")], "wait": True}
     with later(0.0, disturb):
         failed = module({**task, "wait_timeout": 60})[0]
+    assert counted.watches == 1
     assert "web: was deleted by somebody else while it was waited for" in failed["msg"]
 
 

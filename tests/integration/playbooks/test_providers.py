@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from unit.roles import rendering, value_cases
+from waiting import until
 
 from ansible_collections.inferops.cluster.plugins.module_utils.access import resolve
 from ansible_collections.inferops.cluster.plugins.module_utils.client import Client
@@ -141,13 +141,13 @@ def definitions(api: client.ApiClient) -> Iterator[None]:
             if _install(server, crd):
                 made.append(crd["metadata"]["name"])
         for name in made:
-            _until(lambda name=name: _established(server, name), f"{name} is served")
+            until(lambda name=name: _established(server, name), f"{name} is served")
         yield
     finally:
         for name in made:
             server.delete_custom_resource_definition(name)
         for name in made:
-            _until(lambda name=name: _absent(server, name), f"{name} is gone")
+            until(lambda name=name: _absent(server, name), f"{name} is gone")
 
 
 def _defines(item: Json) -> bool:
@@ -185,13 +185,6 @@ def _absent(server: client.ApiextensionsV1Api, name: str) -> bool:
             return True
         raise
     return False
-
-
-def _until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, f"not within a minute: {what}"
-        time.sleep(0.2)
 
 
 @pytest.fixture
