@@ -31,8 +31,9 @@ class Installed:
         return str(self.environment.bin / name)
 
     def variables(self) -> dict[str, str]:
-        """Environment variables that let it find this collection, and nothing of the checkout."""
-        ours = ("ANSIBLE_", "PYTHON", "VIRTUAL_")
+        """Environment variables that let it find this collection, and nothing of the checkout, nor the cluster: that is
+        for variables to say."""
+        ours = ("ANSIBLE_", "PYTHON", "VIRTUAL_", "K8S_AUTH_", "KUBECONFIG")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = os.pathsep.join([str(self.environment.bin), kept["PATH"]])
         return {
